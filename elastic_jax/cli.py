@@ -1,0 +1,81 @@
+"""What do the commands share: flags, overrides, and errors as messages?"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from elastic_jax.errors import UserError
+
+Arguments = argparse.Namespace
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def parser(description: str | None, command: str, *, config: bool = False, workdir: bool = False) -> argparse.ArgumentParser:
+    """A parser with the flags of `command`; `--config.field=value` is read by `guarded`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m elastic_jax.{command}",
+        description=description,
+        epilog="Any field of the config can be set with --config.FIELD=VALUE." if config else None,
+        allow_abbrev=False,
+    )
+    if config:
+        made.add_argument("--config", required=True, metavar="FILE.py[:ARGUMENT]", help="the study")
+    if workdir:
+        made.add_argument("--workdir", required=True, help="folder for everything that is computed")
+    if config:
+        made.add_argument("--distributed", default="", help='"auto" to find the other processes (Slurm, TPU, GKE)')
+    return made
+
+
+def guarded(command: Callable[[Arguments], None], parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
+    """Run a command; a mistake of the user ends it with the message alone and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("elastic_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides = [word for word in words if word.startswith("--config.")]
+    try:
+        args, unknown = parser.parse_known_args([word for word in words if word not in overrides])
+        if unknown:
+            flags = [option for action in parser._actions for option in action.option_strings]
+            raise UserError(f"{unknown[0]}: no such flag. Flags: {', '.join(sorted(flags))}, --config.FIELD=VALUE.")
+        args.overrides = dict(_pair(word) for word in overrides)
+        if overrides and not hasattr(args, "config"):
+            raise UserError(f"{overrides[0]}: this command takes no config.")
+        command(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, given, value = word.removeprefix("--config.").partition("=")
+    if not given:
+        raise UserError(f"{word}: expected --config.{name}=VALUE.")
+    return name, value
+
+
+def load_config(args: Arguments):
+    """The config of the flags, checked."""
+    from elastic_jax import config
+
+    loaded = config.load(args.config, args.overrides)
+    config.validate(loaded)
+    return loaded
+
+
+def start_jax(args: Arguments, config) -> None:
+    """Join the other processes if a launcher asked for it, and check that they run the same study."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings of the compiler's partitioner are for its authors
+    from elastic_jax import config as config_lib
+    from elastic_jax.parallel import distributed
+
+    if distributed.initialize(args.distributed):
+        distributed.preflight(config_lib.fingerprint(config))

@@ -1,0 +1,252 @@
+"""What did the user ask for?
+
+A config is an `ml_collections.ConfigDict` made by a Python file: `get_config(arg)` starts from `default()` and chooses. The same
+loader serves the command line and a notebook: `load("configs/quickstart.py:tiny", {"model.size": "300k"})`.
+"""
+
+import ast
+import copy
+import dataclasses
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from elastic_jax import objectives
+from elastic_jax.data import study_text, study_universe
+from elastic_jax.data.files import digest_of
+from elastic_jax.errors import UserError, closest
+from elastic_jax.models.config import ModelConfig
+from elastic_jax.train.optim import OptimConfig, optim_config
+
+
+def universe_data() -> ConfigDict:
+    """Data drawn from the embedded universe: exact probabilities, no download."""
+    return ConfigDict(copy.deepcopy(study_universe.DEFAULTS))
+
+
+def text_data() -> ConfigDict:
+    """Data from local files or tensorflow-datasets; README.md, "Your own data", describes the fields."""
+    return ConfigDict(copy.deepcopy(study_text.DEFAULTS))
+
+
+def stage(batch_size: int, lr: float, **optim: Any) -> dict[str, Any]:
+    """What every stage has: objective, batch and optimiser."""
+    optim_fields = {field.name: field.default for field in dataclasses.fields(OptimConfig)}
+    return dict(
+        objective=dict(name="sft"),
+        batch_size=batch_size,
+        accumulate=1,
+        optim=dict(optim_fields, lr=lr, **optim),
+    )
+
+
+def default(data: ConfigDict | None = None) -> ConfigDict:
+    """Every field a study has, with values that suit the embedded universe on two cores."""
+    return ConfigDict(
+        dict(
+            name="study",
+            seeds=(0, 1, 2),
+            model=dict(
+                {f.name: None for f in dataclasses.fields(ModelConfig) if f.name not in ("vocab_size", "seq_len")},
+                size="100k",
+            ),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            data=data or universe_data(),
+            pretrain=dict(stage(64, 3e-3, schedule="cosine", warmup=20, final=0.1), tokens=2_000_000),
+            align=dict(stage(16, 3e-4), volumes=(256, 1024, 4096)),
+            perturb=dict(stage(16, 3e-4), volumes=(16, 64, 256, 1024), control=True),
+            measures=dict(
+                per_octave=1,  # recorded points for each doubling of the number of updates
+                batch_size=128,
+                samples=256,
+                temperature=1.0,
+                top_p=1.0,
+                sample_tokens=0,  # 0 fills the row
+                keep=4,  # samples whose text is kept at each point
+                kl_eps=0.01,
+            ),
+            checkpoint_seconds=60.0,
+            log=dict(seconds=10.0, tensorboard=True),
+        ),
+        convert_dict=True,
+    )
+
+
+def load(spec: str | ConfigDict, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A config from `path/to/file.py` or `path/to/file.py:argument`, with `{"field.subfield": value}` applied.
+
+    Raises:
+      UserError: no such file, a file without `get_config`, an unknown argument or field, or a value of another type.
+    """
+    config = spec if isinstance(spec, ConfigDict) else _from_file(spec)
+    config = config.copy_and_resolve_references()
+    for path, value in (overrides or {}).items():
+        _override(config, path, value, "the config" if isinstance(spec, ConfigDict) else spec)
+    return config
+
+
+def _from_file(spec: str) -> ConfigDict:
+    name, _, argument = spec.partition(".py:")
+    path = Path(name + ".py" if ".py:" in spec else spec)
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"--config={spec}: no such file. {closest(str(path), there)}")
+    module_spec = importlib.util.spec_from_file_location(f"elastic_jax_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: expected a Python file (.py) with a function get_config().")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"--config={spec}: {path} has no function get_config().")
+        takes_argument = bool(inspect.signature(get_config).parameters)
+        if argument and not takes_argument:
+            raise UserError(f"--config={spec}: {path} takes no argument after the colon.")
+        return get_config(argument) if takes_argument else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={spec}: {path} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def parse_argument(argument: str, *flags: str, **options: Any) -> ConfigDict:
+    """The part after the colon, `flag,option=value`, for use in recipes: `file.py:tiny,task=refusal`.
+
+    Raises:
+      UserError: a name that the recipe does not declare.
+    """
+    parsed = ConfigDict({**dict.fromkeys(flags, False), **options})
+    for part in filter(None, argument.split(",")):
+        name, given, value = part.partition("=")
+        if name not in parsed:
+            raise UserError(f"config argument {part!r}: unknown. {closest(name, parsed)}")
+        parsed[name] = _convert(value, parsed[name], f"config argument {name}") if given else True
+    return parsed
+
+
+def _override(config: ConfigDict, path: str, value: Any, source: str) -> None:
+    node, *parents = config, *path.split(".")
+    for depth, name in enumerate(parents):
+        if not isinstance(node, ConfigDict) or name not in node:
+            before = ".".join(parents[:depth])
+            known = [f"{before}.{key}".lstrip(".") for key in node] if isinstance(node, ConfigDict) else [before]
+            raise UserError(f"--config.{path}: no such field in {source}. {closest(path, known)}")
+        if depth + 1 == len(parents):
+            node[name] = _convert(value, node[name], f"--config.{path}")
+        node = node[name]
+
+
+def _convert(value: Any, old: Any, field: str) -> Any:
+    """A value from the command line in the type of the one it replaces."""
+    parsed = value
+    if isinstance(value, str) and not isinstance(old, str):
+        try:
+            parsed = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
+        except (ValueError, SyntaxError):
+            parsed = value
+    if isinstance(old, ConfigDict):
+        if isinstance(parsed, Mapping):
+            return ConfigDict(dict(parsed))
+        raise UserError(f"{field}={value}: this is a group of fields ({', '.join(old)}); set one of them.")
+    if old is None or parsed is None:
+        return parsed
+    if isinstance(old, tuple | list):
+        parsed = parsed if isinstance(parsed, tuple | list) else (parsed,)
+        if old and not all(isinstance(item, type(old[0])) for item in parsed):
+            raise UserError(f"{field}={value}: expected {type(old[0]).__name__} values separated by commas.")
+        return tuple(parsed)
+    if isinstance(old, float) and isinstance(parsed, int) and not isinstance(parsed, bool):
+        return float(parsed)
+    if isinstance(old, int) and isinstance(parsed, float) and parsed.is_integer():
+        return int(parsed)
+    if isinstance(old, str):
+        return str(parsed)
+    if type(parsed) is not type(old):
+        raise UserError(f"{field}={value}: expected {type(old).__name__}, as in {old!r}.")
+    return parsed
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Changes whenever a result might."""
+    return digest_of(plain(config))
+
+
+def validate(config: ConfigDict) -> None:
+    """Check what can be checked before any data is read.
+
+    Raises:
+      UserError: naming the field and what would do.
+    """
+    kinds = {"text": text_data, "universe": universe_data}
+    if config.data.get("kind") not in kinds:
+        raise UserError(f"data.kind={config.data.get('kind')!r}: expected one of {', '.join(kinds)}.")
+    _known_fields(config, default(kinds[config.data.kind]()))
+    if not config.name or not all(ch.isalnum() or ch in "-_." for ch in config.name):
+        raise UserError(f"name={config.name!r}: expected letters, digits, '-', '_' or '.'.")
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise UserError(f"seeds={tuple(config.seeds)}: expected at least one number, each once.")
+    if config.measures.per_octave < 1 or config.measures.samples < 2:
+        raise UserError("measures.per_octave must be at least 1 and measures.samples at least 2.")
+    for name in ("pretrain", "align", "perturb"):
+        section = config[name]
+        optim_config(section.optim.to_dict())
+        objectives.make(section.objective.to_dict())
+        if section.batch_size < 1 or section.accumulate < 1 or section.batch_size % section.accumulate:
+            raise UserError(
+                f"{name}.batch_size={section.batch_size} does not divide into {name}.accumulate={section.accumulate} parts."
+            )
+    if objectives.make(config.pretrain.objective.to_dict()).rows != "text":
+        raise UserError(f"pretrain.objective={config.pretrain.objective.name}: pre-training reads plain texts; use sft.")
+    for name in ("align", "perturb"):
+        _check_volumes(name, config[name].volumes, config[name].batch_size)
+    per_update = config.pretrain.batch_size * config.data.seq_len
+    if config.pretrain.tokens < per_update:
+        raise UserError(
+            f"pretrain.tokens={config.pretrain.tokens:,} makes zero updates: one update takes batch_size x seq_len = "
+            f"{per_update:,} tokens. Raise pretrain.tokens or lower pretrain.batch_size."
+        )
+
+
+def _known_fields(config: ConfigDict, known: ConfigDict, path: str = "") -> None:
+    for name, value in config.items():
+        if name not in known:
+            raise UserError(f"{path}{name}: no such field. {closest(name, known)}")
+        if isinstance(known[name], ConfigDict) and name != "objective":
+            if not isinstance(value, ConfigDict):
+                raise UserError(f"{path}{name}={value!r}: expected a group with {', '.join(known[name])}.")
+            _known_fields(value, known[name], f"{path}{name}.")
+    for name in known:
+        if name not in config:
+            raise UserError(f"{path}{name}: missing. Start the config from elastic_jax.config.default().")
+
+
+def _check_volumes(name: str, volumes: Any, batch_size: int) -> None:
+    if not volumes or list(volumes) != sorted(set(volumes)) or volumes[0] < 1:
+        raise UserError(f"{name}.volumes={tuple(volumes)}: expected growing numbers of examples, at least one.")
+    for volume in volumes:
+        if volume < batch_size:
+            raise UserError(
+                f"{name}.volumes: {volume} examples in batches of {batch_size} make zero optimizer updates, so nothing would "
+                f"change. Use at least {batch_size}, or a smaller {name}.batch_size."
+            )
+        if volume % batch_size:
+            down = volume // batch_size * batch_size
+            raise UserError(
+                f"{name}.volumes: {volume} examples are not a whole number of batches of {batch_size}. Use {down} or "
+                f"{down + batch_size}, or a {name}.batch_size that divides {volume}."
+            )

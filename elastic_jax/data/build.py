@@ -1,0 +1,222 @@
+"""What does this study train and measure on?
+
+`build` makes everything once and keeps an index of it. A second call opens what the index names, after a look
+at the sizes and times of the raw files; only when those differ are the files' contents compared.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.data import sources, study_text, study_universe
+from elastic_jax.data.files import beside, digest_of, sha256_of_file, write_text
+from elastic_jax.data.parts import Parts
+from elastic_jax.data.prepared import FORMAT, Damaged, Prepared, local_path, open_prepared
+from elastic_jax.data.tokenizers import Tokenizer, load
+from elastic_jax.data.universe import Universe
+from elastic_jax.errors import UserError, closest
+from elastic_jax.measures.scorers import ClassifierScorer, PosteriorScorer, Scorer
+
+KINDS = {"universe": study_universe, "text": study_text}
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    """What a study trains and measures on.
+
+    Attributes:
+      tokenizer: of all sets.
+      train: "pretrain", "align" and "perturb".
+      heldout: the same names, kind "text", pack "none"; never trained on.
+      log_prob: universe only, else {}: exact log p in nats of what the loss counts in every held-out row, in
+        their order, float64 [n]. That is the whole text with its final <eos>, or the answer given its prompt.
+      prompts: [n, P] int32, for sampling; every row begins with <eos> and none has padding.
+      scorer: P(aligned behaviour | text).
+      facts: rows of stage "data" for the table of measures.
+      digest: of all of this.
+    """
+
+    tokenizer: Tokenizer
+    train: dict[str, Prepared]
+    heldout: dict[str, Prepared]
+    log_prob: dict[str, np.ndarray]
+    prompts: np.ndarray
+    scorer: Scorer
+    facts: list[dict[str, Any]]
+    digest: str
+
+
+def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]) -> StudyData:
+    """The data of a study, made or opened.
+
+    Args:
+      data_config: section `data` of the config; fields that are absent have the values of
+        `study_universe.DEFAULTS` or `study_text.DEFAULTS`.
+      root: folder for prepared data, on a local or mounted disk.
+      objectives: for "align" and "perturb" the kind of rows they train on, "text" or "pair".
+
+    Raises:
+      UserError: a field is unknown, or files, columns, labels or row counts do not allow what is asked.
+    """
+    folder = local_path(root)
+    config = resolve(data_config)
+    objectives = _checked_objectives(objectives)
+    # Which rows, merges and weights come out depends on these libraries too.
+    libraries = {name: metadata.version(name) for name in ("tokenizers", "scikit-learn", "numpy")}
+    key = digest_of([FORMAT, config, objectives, libraries])
+    index = folder / f"study-{key[:12]}.json"
+    opened = _open(index, config)
+    if opened is not None:
+        return opened
+    parts = KINDS[config["kind"]].make(config, folder, objectives)
+    stamps = sources.stamps(config) if config["kind"] == "text" else []
+    return _store(index, parts, stamps)
+
+
+def resolve(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section as a plain dict with every field present.
+
+    Raises:
+      UserError: an unknown kind or field, or a value of another type than the default's.
+    """
+    given = data_config.to_dict() if hasattr(data_config, "to_dict") else dict(data_config)  # pyright: ignore
+    kind = given.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"data.kind={kind!r} is unknown. {closest(str(kind), KINDS)}")
+    return _merged(KINDS[kind].DEFAULTS, given, "data")
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    merged = dict(defaults)
+    for name, value in given.items():
+        field = f"{path}.{name}"
+        if name not in defaults:
+            raise UserError(f"{field}: no such field. {closest(name, defaults)}")
+        default = defaults[name]
+        if isinstance(default, dict):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{field}={value!r}: a group of fields is expected: {', '.join(default)}.")
+            merged[name] = _merged(default, value, field)
+            continue
+        if path == "data.labels":
+            merged[name] = str(value)
+            continue
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(default):
+            raise UserError(f"{field}={value!r}: a value of type {type(default).__name__} is expected.")
+        merged[name] = value
+    return merged
+
+
+def _checked_objectives(objectives: Mapping[str, str]) -> dict[str, str]:
+    whole = {name: objectives.get(name, "text") for name in ("align", "perturb")}
+    for name, kind in whole.items():
+        if kind not in ("text", "pair"):
+            raise UserError(f"objectives[{name!r}]={kind!r}: rows are of kind text or pair.")
+    return whole
+
+
+def _digest(parts: Parts) -> str:
+    return digest_of(
+        [
+            parts.tokenizer.digest,
+            {name: prepared.digest for name, prepared in parts.train.items()},
+            {name: prepared.digest for name, prepared in parts.heldout.items()},
+            parts.prompts.tolist(),
+            parts.scorer.digest,
+        ]
+    )
+
+
+def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> StudyData:
+    arrays = index.with_suffix(".npz")
+    temporary = beside(arrays).with_suffix(".npz")  # savez appends the suffix otherwise
+    np.savez(temporary, prompts=parts.prompts, **{f"log_prob/{k}": v for k, v in parts.log_prob.items()})
+    os.replace(temporary, arrays)
+    if isinstance(parts.scorer, PosteriorScorer):
+        scorer = dict(kind="posterior", latent=parts.scorer.latent)
+    else:
+        scorer = dict(kind="classifier", folder=f"scorer-{parts.scorer.digest[:12]}")
+    digest = _digest(parts)
+    content = dict(
+        train={name: prepared.folder.name for name, prepared in parts.train.items()},
+        heldout={name: prepared.folder.name for name, prepared in parts.heldout.items()},
+        tokenizer=parts.tokenizer_folder.name,
+        scorer=scorer,
+        arrays_sha256=sha256_of_file(arrays),
+        facts=parts.facts,
+        digest=digest,
+    )
+    write_text(index, json.dumps(dict(content=content, sha256=digest_of(content), files=stamps), indent=1))
+    return _named(parts, digest)
+
+
+def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
+    """What the index names; None when anything is missing, changed or damaged."""
+    folder = index.parent
+    if not index.is_file():
+        return None
+    try:
+        whole = json.loads(index.read_text("utf-8"))
+        content = whole["content"]
+        if whole["sha256"] != digest_of(content):
+            raise Damaged(f"{index}: the index was changed after it was written")
+        if config["kind"] == "text":
+            stamps = sources.unchanged(whole["files"], config)
+            if stamps is None:
+                _log.info("The raw files of data.train, data.test or data.prose changed; preparing them again.")
+                return None
+            if stamps != whole["files"]:
+                write_text(index, json.dumps(whole | dict(files=stamps), indent=1))
+        if sha256_of_file(index.with_suffix(".npz")) != content["arrays_sha256"]:
+            raise Damaged(f"{index.with_suffix('.npz')}: its SHA-256 is not the one in the index")
+        with np.load(index.with_suffix(".npz"), allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+        parts = Parts(
+            tokenizer=load(folder / content["tokenizer"]),
+            tokenizer_folder=folder / content["tokenizer"],
+            train={name: open_prepared(folder / place) for name, place in content["train"].items()},
+            heldout={name: open_prepared(folder / place) for name, place in content["heldout"].items()},
+            log_prob={n.removeprefix("log_prob/"): a for n, a in held.items() if n.startswith("log_prob/")},
+            prompts=held["prompts"],
+            scorer=_scorer(content["scorer"], folder, config),
+            facts=content["facts"],
+        )
+        if _digest(parts) != content["digest"]:
+            raise Damaged(f"{index}: a part of the data is not the one the index names")
+    except (Damaged, UserError, OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("Prepared data is damaged and will be rebuilt: %s", error)
+        return None
+    return _named(parts, content["digest"])
+
+
+def _named(parts: Parts, digest: str) -> StudyData:
+    return StudyData(
+        tokenizer=parts.tokenizer,
+        train=parts.train,
+        heldout=parts.heldout,
+        log_prob=parts.log_prob,
+        prompts=parts.prompts,
+        scorer=parts.scorer,
+        facts=parts.facts,
+        digest=digest,
+    )
+
+
+def _scorer(stored: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> Scorer:
+    if stored["kind"] == "posterior":
+        return PosteriorScorer(Universe(topics=config["topics"], size=config["size"]), stored["latent"])
+    scorer = ClassifierScorer.load(folder / stored["folder"])
+    if scorer is None:
+        raise Damaged(f"{folder / stored['folder']}: no whole scorer")
+    return scorer
+

@@ -1,0 +1,505 @@
+"""What does a study on text files train and measure on?
+
+Every text serves one role: pre-training, alignment, perturbation, scorer, or one of the held-out ones. What
+`data.test` and `data.train` have in common is removed from `data.train`.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.data import examples, facts, sources
+from elastic_jax.data.files import digest_of
+from elastic_jax.data.parts import Parts
+from elastic_jax.data.prepared import FORMAT, Prepared, prepare
+from elastic_jax.data.roles import Pool, Row, check_disjoint, deduplicate, halves
+from elastic_jax.data.templates import PLAIN, Template
+from elastic_jax.data.tokenizers import BpeTokenizer, load, train_bpe
+from elastic_jax.errors import UserError
+from elastic_jax.measures.scorers import ClassifierScorer, accuracy
+
+DEFAULTS: dict[str, Any] = dict(
+    kind="text",
+    train="tfds:imdb_reviews",
+    test="tfds:imdb_reviews",  # "": a fifth of data.train
+    prose="",
+    train_split="train",
+    test_split="test",
+    prose_split="train",
+    tfds_dir="",
+    columns=dict(text="text", label="label", prompt="", chosen="", rejected="", id=""),
+    prose_column="text",
+    labels=dict(aligned="1", opposite="0"),
+    where="",
+    template="{answer}",
+    min_chars=1,
+    seq_len=128,
+    seed=0,
+    tokenizer=dict(vocab_size=2048, rows=0),  # rows=0: all rows of pre-training
+    # prose=-1: all documents that are not held out.
+    rows=dict(pretrain=8000, prose=-1, align=3000, perturb=2000, scorer=4000, heldout=256, prompts=256),
+    prompt_tokens=4,
+)
+_TEST_SHARE = 0.2
+_WEAK = 0.7  # accuracy below which a scorer deserves a warning
+_CHARS_PER_TOKEN = 4  # for cutting held-out prose; rows that come out longer than seq_len are truncated
+_log = logging.getLogger(__name__)
+
+
+def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -> Parts:
+    """All parts of the study's data; sets that are already prepared under `root` are opened.
+
+    Args:
+      config: as `DEFAULTS`.
+      root: where prepared sets, tokenizer and scorer lie.
+      objectives: for "align" and "perturb" the kind of rows, "text" or "pair".
+
+    Raises:
+      UserError: the files do not hold what is asked.
+    """
+    _check(config, objectives)
+    cast = _cast(config)
+    template = Template(config["template"])
+    whole = functools.partial(_whole, template=template)
+    tokenizer, folder = _tokenizer(whole(cast.pretrain), config, root)
+    prepared = functools.partial(_prepared, config=config, root=root, tokenizer=tokenizer)
+    train = dict(pretrain=prepared("pretrain", whole(cast.pretrain), PLAIN, pack="concat"))
+    for name in ("align", "perturb"):
+        train[name] = prepared(name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name])
+    heldout = dict(pretrain=prepared("heldout-pretrain", whole(cast.heldout["pretrain"]), PLAIN))
+    for name in ("align", "perturb"):
+        heldout[name] = prepared(f"heldout-{name}", _training(cast.heldout[name], name, "text"), template)
+    prompts, prompt_facts = _prompts(cast.prompts, tokenizer, template, config)
+    scorer, scorer_facts = _scorer(cast, tokenizer, config, root)
+    return Parts(
+        tokenizer=tokenizer,
+        tokenizer_folder=folder,
+        train=train,
+        heldout=heldout,
+        log_prob={},
+        prompts=prompts,
+        scorer=scorer,
+        facts=[
+            *facts.counts_of(train),
+            *facts.counts_of(heldout, "-heldout"),
+            *cast.facts,
+            facts.fact("vocabulary", tokenizer.vocab_size, "tokens", "tokenizer"),
+            *prompt_facts,
+            *scorer_facts,
+        ],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cast:
+    """The rows of every role, as they were read."""
+
+    pretrain: list[Row]
+    train: dict[str, list[Row]]  # align, perturb
+    scorer: list[Row]
+    heldout: dict[str, list[Row]]
+    prompts: list[Row]
+    test: list[Row]  # every row of data.test: the scorer's accuracy is measured on them
+    facts: list[facts.Fact]
+
+
+def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
+    """What can be known to be wrong before a file is read."""
+    columns, template = config["columns"], Template(config["template"])
+    if bool(columns["chosen"]) != bool(columns["rejected"]):
+        raise UserError(
+            f"data.columns.chosen={columns['chosen']!r} and data.columns.rejected={columns['rejected']!r}: "
+            "give both, or neither."
+        )
+    wants_pairs = [name for name, kind in objectives.items() if kind == "pair"]
+    if wants_pairs and not columns["chosen"]:
+        raise UserError(
+            f"The objective of stage {wants_pairs[0]} compares two answers, but the data has one text a row.\n"
+            "Give data.columns.chosen and data.columns.rejected, or an objective on single texts."
+        )
+    if columns["prompt"] and not template.has_prompt:
+        raise UserError(
+            f"data.columns.prompt={columns['prompt']!r}, but data.template={config['template']!r} has no place "
+            'for it. Use a template such as "USER: {prompt} ASSISTANT: {answer}".'
+        )
+    if template.has_prompt and not columns["prompt"]:
+        raise UserError(
+            f"data.template={config['template']!r} asks for a prompt, but data.columns.prompt is empty. "
+            "Name the column, or use a template without {prompt}."
+        )
+    if config["labels"]["aligned"] == config["labels"]["opposite"]:
+        raise UserError(f"data.labels: aligned and opposite are both {config['labels']['aligned']!r}.")
+    for name, count in config["rows"].items():
+        if count < (-1 if name == "prose" else 0 if name == "pretrain" and config["prose"] else 2):
+            raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
+    if not 0 <= config["prompt_tokens"] < config["seq_len"]:
+        raise UserError(
+            f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below data.seq_len={config['seq_len']}."
+        )
+
+
+def _read(config: Mapping[str, Any], field: str) -> list[Row]:
+    """Rows of `data.train` or `data.test` after `where` and `min_chars`."""
+    table = sources.read(
+        config[field],
+        f"data.{field}",
+        split=config[f"{field}_split"],
+        split_field=f"data.{field}_split",
+        tfds_dir=config["tfds_dir"],
+    ).where(config["where"])
+    columns = config["columns"]
+
+    def texts(name: str) -> list[str]:
+        return table.texts(columns[name], f"data.columns.{name}")
+
+    prompts = texts("prompt") if columns["prompt"] else [""] * len(table)
+    if columns["chosen"]:
+        answers = list(zip(texts("chosen"), texts("rejected"), strict=True))
+        labels = [""] * len(table)
+    else:
+        answers = [(text,) for text in texts("text")]
+        labels = _labels(table, config)
+    if columns["id"]:
+        ids = [str(value) for value in table.column(columns["id"], "data.columns.id")]
+    else:
+        ids = [table.row_id(row) for row in range(len(table))]
+    rows = [
+        Row(name, prompt, answer, label)
+        for name, prompt, answer, label in zip(ids, prompts, answers, labels, strict=True)
+        if min(len(text.strip()) for text in answer) >= max(config["min_chars"], 1)
+    ]
+    if not rows:
+        raise UserError(
+            f"data.{field}: none of {len(table)} rows has texts of data.min_chars={config['min_chars']} characters. "
+            "Lower it, or give other files."
+        )
+    return rows
+
+
+def _labels(table: sources.Table, config: Mapping[str, Any]) -> list[str]:
+    column = config["columns"]["label"]
+    names = {value: name for name, value in config["labels"].items()}
+    values = [str(value) for value in table.column(column, "data.columns.label")]
+    counts = Counter(values)
+    unknown = [value for value in counts if value not in names]
+    if unknown:
+        listed = ", ".join(f"{value!r} ({count} rows)" for value, count in counts.most_common(12))
+        example = " or ".join(f"{column} == {value!r}" for value in names)
+        raise UserError(
+            f"{table.field}: column {column!r} holds labels outside data.labels "
+            f"(aligned={config['labels']['aligned']!r}, opposite={config['labels']['opposite']!r}). It has: {listed}.\n"
+            f'Set data.labels, or leave the others out: data.where="{example}".'
+        )
+    return [names[value] for value in values]
+
+
+def _cast(config: Mapping[str, Any]) -> _Cast:
+    wanted, seed = config["rows"], config["seed"]
+    labels = [""] if config["columns"]["chosen"] else ["aligned", "opposite"]
+    train, test, removed = _pools(config)
+    whole_test = test.rows()
+    known = frozenset(key for pool in (train, test) for row in pool.rows() for key in row.keys)
+
+    def both(pool: Pool, role: str, field: str, count: int) -> list[Row]:
+        return pool.take(role, f"data.rows.{field}", halves(count, labels))
+
+    # Roles that many runs share come first: more rows for align leave pre-training and scorer as they are.
+    scorer = both(train, "scorer", "scorer", wanted["scorer"])
+    pretrain = both(train, "pretrain", "pretrain", wanted["pretrain"])
+    align = train.take("align", "data.rows.align", {labels[0]: wanted["align"]})
+    perturb = train.take("perturb", "data.rows.perturb", {labels[-1]: wanted["perturb"]})
+    held_align = test.take("heldout-align", "data.rows.heldout", {labels[0]: wanted["heldout"]})
+    held_perturb = test.take("heldout-perturb", "data.rows.heldout", {labels[-1]: wanted["heldout"]})
+    prose = _prose(config, known, pretrain)
+    held_reviews = wanted["heldout"] - len(prose.passages)
+    held_pretrain = both(test, "heldout-pretrain", "heldout", held_reviews) + prose.passages
+    mixed = pretrain + prose.documents
+    order = np.random.default_rng([seed, 1]).permutation(len(mixed))
+    cast = {
+        "pretrain": [mixed[i] for i in order],
+        "align": align,
+        "perturb": perturb,
+        "scorer": scorer,
+        "heldout-pretrain": held_pretrain,
+        "heldout-align": held_align,
+        "heldout-perturb": held_perturb,
+        "prompts": test.rows(),
+    }
+    keys = {role: [key for row in rows for key in row.keys] for role, rows in cast.items()}
+    # A passage is held out with the whole document it was cut from.
+    keys["heldout-pretrain"] += [key for row in prose.held for key in row.keys]
+    check_disjoint(keys)
+    return _Cast(
+        pretrain=cast["pretrain"],
+        train=dict(align=align, perturb=perturb),
+        scorer=scorer,
+        heldout=dict(pretrain=held_pretrain, align=held_align, perturb=held_perturb),
+        prompts=cast["prompts"],
+        test=whole_test,
+        facts=[
+            *(
+                facts.fact("duplicates_removed", count, "count", name)
+                for name, count in (removed | dict(prose=prose.removed)).items()
+            ),
+            *(
+                facts.fact("ids", len(rows), "count", role, text=digest_of([row.id for row in rows])[:16])
+                for role, rows in cast.items()
+            ),
+            *facts.overlaps(keys),
+            facts.fact("prose_share", prose.share, "fraction of characters", "pretrain"),
+            facts.fact("prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"),
+        ],
+    )
+
+
+def _pools(config: Mapping[str, Any]) -> tuple[Pool, Pool, dict[str, int]]:
+    """Pools of `data.train` and `data.test` that share no text, and how many rows were removed."""
+    seed, removed = config["seed"], {}
+    test_groups: list[list[Row]] = []
+    if config["test"]:
+        test_groups, removed["test"], _ = deduplicate(_read(config, "test"))
+    test_keys = frozenset(key for group in test_groups for row in group for key in row.keys)
+    rows = _read(config, "train")
+    groups, removed["train"], removed["train&test"] = deduplicate(rows, test_keys)
+    if not groups:
+        raise UserError(
+            f"data.train and data.test overlap: every one of the {len(rows)} rows of data.train is also in "
+            'data.test.\nGive another file, or data.test="" to hold out a fifth of data.train.'
+        )
+    train = Pool(groups, seed, "data.train")
+    if config["test"]:
+        return train, Pool(test_groups, seed, "data.test"), removed
+    return train, train.split_off(_TEST_SHARE, 'the fifth of data.train held out because data.test=""'), removed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prose:
+    documents: list[Row] = dataclasses.field(default_factory=list)
+    held: list[Row] = dataclasses.field(default_factory=list)  # documents never trained on
+    passages: list[Row] = dataclasses.field(default_factory=list)  # of the held ones
+    removed: int = 0
+    share: float = 0.0  # of the characters of pre-training
+
+
+def _prose(config: Mapping[str, Any], known: frozenset[bytes], reviews: Sequence[Row]) -> _Prose:
+    wanted = config["rows"]["prose"]
+    if not config["prose"] or not wanted:
+        return _Prose()
+    table = sources.read(
+        config["prose"],
+        "data.prose",
+        split=config["prose_split"],
+        split_field="data.prose_split",
+        tfds_dir=config["tfds_dir"],
+    )
+    texts = table.texts(config["prose_column"], "data.prose_column")
+    rows = [
+        Row(table.row_id(i), "", (text,), "prose")
+        for i, text in enumerate(texts)
+        if len(text.strip()) >= max(config["min_chars"], 1)
+    ]
+    groups, repeated, foreign = deduplicate(rows, known)
+    pool = Pool(groups, config["seed"], "data.prose")
+    most = len(groups) - 1  # one document at least is held out
+    if most < 1 or wanted > most:
+        raise UserError(
+            f"data.rows.prose={wanted}: data.prose has {len(groups)} different documents, and one at least is held "
+            f"out, so {max(most, 0)} can be trained on.\nLower data.rows.prose, or give more documents in data.prose "
+            "(a .txt file has one a line)."
+        )
+    documents = pool.rows() if wanted < 0 else pool.rows()[: wanted]
+    share = _share(documents, reviews)
+    rest = pool.rows()[len(documents) :]
+    held: list[Row] = []
+    passages: list[Row] = []
+    while len(passages) < max(1, round(config["rows"]["heldout"] * share)):
+        if not rest and (wanted > 0 or len(documents) < 2):
+            break
+        document = rest.pop() if rest else documents.pop()
+        held.append(document)
+        passages += _passages(document, config["seq_len"] * _CHARS_PER_TOKEN)
+    share = _share(documents, reviews)
+    count = min(round(config["rows"]["heldout"] * share), len(passages))
+    spread = np.linspace(0, len(passages) - 1, count).astype(int)
+    return _Prose(documents, held, [passages[i] for i in spread], repeated + foreign, share)
+
+
+def _share(documents: Sequence[Row], reviews: Sequence[Row]) -> float:
+    prose = sum(len(row.answers[0]) for row in documents)
+    return prose / max(prose + sum(len(row.prompt) + len(row.answers[0]) for row in reviews), 1)
+
+
+def _passages(row: Row, chars: int) -> list[Row]:
+    """Consecutive pieces of a document of at most `chars` characters, cut at white space where there is some."""
+    text, pieces, begin = row.answers[0], [], 0
+    while begin < len(text):
+        end = min(begin + chars, len(text))
+        if end < len(text):
+            blank = max(text.rfind(" ", begin + chars // 2, end), text.rfind("\n", begin + chars // 2, end))
+            end = blank if blank > begin else end
+        if text[begin:end].strip():
+            pieces.append(Row(f"{row.id}#{len(pieces)}", "", (text[begin:end],), "prose"))
+        begin = end
+    return pieces
+
+
+def _whole(rows: Sequence[Row], template: Template) -> list[dict[str, str]]:
+    """Texts as pre-training sees them, prompts and all; of pairs the chosen and the rejected one in turn."""
+    return [
+        dict(
+            id=row.id,
+            prompt="",
+            answer=row.answers[0]
+            if row.label == "prose"
+            else "".join(template.split(row.prompt, row.answers[i % len(row.answers)])),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _training(rows: Sequence[Row], stage: str, kind: str) -> list[dict[str, str]]:
+    """Rows as alignment or perturbation sees them; perturbation prefers what alignment rejects."""
+    if kind == "pair":
+        first, second = ("chosen", "rejected") if stage == "align" else ("rejected", "chosen")
+        return [
+            {"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]} for row in rows
+        ]
+    side = 0 if stage == "align" else -1
+    return [dict(id=row.id, prompt=row.prompt, answer=row.answers[side]) for row in rows]
+
+
+def _prepared(
+    name: str,
+    rows: list[dict[str, str]],
+    template: Template,
+    *,
+    config: Mapping[str, Any],
+    root: Path,
+    tokenizer: BpeTokenizer,
+    kind: Any = "text",
+    pack: examples.Pack = "none",
+) -> Prepared:
+    key = digest_of([FORMAT, rows, template.text, tokenizer.digest, config["seq_len"], kind, pack])
+    return prepare(
+        root,
+        name,
+        key,
+        lambda: examples.tokenize(
+            rows, tokenizer, seq_len=config["seq_len"], template=template, kind=kind, pack=pack, name=f"data.{name}"
+        ),
+        tokenizer_digest=tokenizer.digest,
+    )
+
+
+def _tokenizer(
+    rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path
+) -> tuple[BpeTokenizer, Path]:
+    """Trained on rows of pre-training alone; the one that is saved, when it was trained on the same rows."""
+    settings = config["tokenizer"]
+    texts = [row["answer"] for row in rows[: settings["rows"] or None]]
+    key = digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
+    folder = root / f"tokenizer-{key[:12]}"
+    if folder.exists():
+        try:
+            tokenizer = load(folder)
+            if isinstance(tokenizer, BpeTokenizer):
+                return tokenizer, folder
+        except UserError as error:
+            _log.warning("The tokenizer is damaged and will be trained again: %s", error)
+    tokenizer = train_bpe(texts, settings["vocab_size"])
+    tokenizer.save(folder)
+    return tokenizer, folder
+
+
+def _prompts(
+    rows: Sequence[Row], tokenizer: BpeTokenizer, template: Template, config: Mapping[str, Any]
+) -> tuple[np.ndarray, list[facts.Fact]]:
+    """Prompts of one common length, [n, P]."""
+    wanted = config["rows"]["prompts"]
+    if not rows:
+        raise UserError(
+            f"data.rows.prompts={wanted}: no row of data.test is left for prompts. "
+            "Lower data.rows.heldout, or give more rows in data.test."
+        )
+    parts = [template.split(row.prompt, row.answers[0]) for row in rows]
+    if template.has_prompt:
+        # One length for all: the commonest among prompts that leave room for an answer.
+        encoded = tokenizer.encode(list(dict.fromkeys(head for head, _ in parts)))
+        lengths = Counter(len(ids) for ids in encoded if len(ids) < config["seq_len"])
+        if not lengths:
+            raise UserError(
+                f"data.seq_len={config['seq_len']}: every prompt of data.test fills it. Raise data.seq_len."
+            )
+        length = min(lengths, key=lambda length: (-lengths[length], length))
+        fitting = [ids for ids in encoded if len(ids) == length]
+    else:
+        heads, texts = tokenizer.encode([parts[0][0]])[0], tokenizer.encode([body for _, body in parts])
+        length, encoded = config["prompt_tokens"], texts
+        fitting = [heads + ids[:length] for ids in texts if len(ids) >= length]
+        if not fitting:
+            raise UserError(
+                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so long. Lower it."
+            )
+        if len(fitting) < wanted:
+            raise UserError(
+                f"data.rows.prompts={wanted}: {len(fitting)} rows of data.test are left that have "
+                f"data.prompt_tokens={length} tokens.\nLower data.rows.prompts or data.rows.heldout, "
+                "or give more rows in data.test."
+            )
+    prompts = np.array([[tokenizer.eos_id, *ids] for ids in fitting[:wanted]], np.int32)
+    if len(prompts) < wanted:
+        _log.warning(
+            "data.rows.prompts=%d: only %d prompts have the commonest length, %d tokens.", wanted, len(prompts), length
+        )
+    return prompts, [
+        facts.fact("prompts", len(prompts), "count", "prompts"),
+        facts.fact("prompt_tokens", prompts.shape[1], "tokens", "prompts"),
+        facts.fact("prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)),
+    ]
+
+
+def _judged(rows: Sequence[Row]) -> tuple[list[str], np.ndarray]:
+    """Texts and labels for the scorer; a pair gives two."""
+    texts, labels = [], []
+    for row in rows:
+        texts.extend(row.answers)
+        labels.extend([True, False] if len(row.answers) == 2 else [row.label == "aligned"])
+    return texts, np.array(labels, bool)
+
+
+def _scorer(
+    cast: _Cast, tokenizer: BpeTokenizer, config: Mapping[str, Any], root: Path
+) -> tuple[ClassifierScorer, list[facts.Fact]]:
+    texts, labels = _judged(cast.scorer)
+    # An answer is judged by itself: its prompt is the same whatever the answer.
+    use_prompt = not config["columns"]["prompt"]
+    digest = ClassifierScorer.digest_for(texts, labels, use_prompt=use_prompt)
+    folder = root / f"scorer-{digest[:12]}"
+    scorer = ClassifierScorer.load(folder)
+    if scorer is None:
+        scorer = ClassifierScorer.fit(texts, labels, use_prompt=use_prompt)
+        scorer.save(folder)
+    test, truth = _judged(cast.test)
+    # The model's samples are as long as its rows; the accuracy on whole texts says little about them.
+    cut = tokenizer.decode([ids[: config["seq_len"]] for ids in tokenizer.encode(test)])
+    measured = []
+    for split, judged in (("test", test), (f"test, first {config['seq_len']} tokens", cut)):
+        right, error, area = accuracy(scorer.score([""] * len(judged), judged), truth)
+        measured += [
+            facts.fact("scorer_accuracy", right, "fraction", split, stderr=error, n=len(judged)),
+            facts.fact("scorer_auc", area, "probability", split, n=len(judged)),
+        ]
+    if measured[0]["value"] < _WEAK:
+        _log.warning(
+            "The scorer is right on only %.3f of data.test: its scores say little. Raise data.rows.scorer (%d).",
+            measured[0]["value"],
+            config["rows"]["scorer"],
+        )
+    return scorer, [*measured, facts.fact("scorer_rows", len(texts), "count", "scorer")]

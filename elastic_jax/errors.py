@@ -1,0 +1,18 @@
+"""What does a person see when something they gave us cannot work?"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input, not in the code: shown as its message alone, without a traceback.
+
+    The message says what was given, what was expected and what to do, and names the field.
+    """
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names nearest to `name`, for the end of a message: `Closest: optim.lr, optim.b1.`"""
+    known = sorted(known)
+    matches = difflib.get_close_matches(name, known, n=count, cutoff=0.5) or known[:12]
+    return f"Closest: {', '.join(matches)}." if matches else "Nothing is defined there."

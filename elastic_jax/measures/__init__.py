@@ -1,0 +1,5 @@
+"""Which numbers describe a checkpoint?
+
+A measure is a function `(model, params, data, rng) -> rows`: it neither plots nor writes. `Protocol` binds the data, compiles
+each measure once and runs them all.
+"""

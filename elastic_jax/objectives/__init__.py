@@ -1,0 +1,110 @@
+"""What is a stage asked to minimise?
+
+An `Objective` tells which rows it reads ("text" or "pair"), which frozen quantities are computed once beforehand, how an
+on-policy method turns a batch into its own samples, and the loss. The training loop knows nothing else of it: a new method is
+an entry in `OBJECTIVES`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from elastic_jax.errors import UserError, closest
+from elastic_jax.objectives import likelihood, preference
+
+Batch = dict[str, jax.Array]
+
+
+class Policy(Protocol):
+    """The model as an objective sees it: parameters and tokens [b, t] to float32 logits [b, t, v]."""
+
+    def __call__(self, params: Any, tokens_bt: jax.Array) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One way to train.
+
+    Attributes:
+      rows: kind of data row that it reads.
+      loss: (policy, params, batch, key) -> (sum, weight, metrics). The loss is sum / weight, so that a batch cut into parts
+        has the gradient of the whole: sums and weights are added first and divided once. Metrics are sums too, divided by the
+        same weight.
+      annotate: (policy, params, batch) -> arrays [b], computed once per row with the parameters that the stage starts from
+        (a reference model), cached by run and added to every batch.
+      rollout: (policy, params, batch, key) -> batch, for on-policy methods: runs before the step with the current parameters.
+    """
+
+    name: str
+    rows: Literal["text", "pair"]
+    loss: Callable[[Policy, Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+    annotate: Callable[[Policy, Any, Batch], Batch] | None = None
+    rollout: Callable[[Policy, Any, Batch, jax.Array], Batch] | None = None
+
+
+def sft() -> Objective:
+    """Supervised fine-tuning, and pre-training: mean token cross-entropy over the targets that count, in nats."""
+
+    def loss(policy: Policy, params: Any, batch: Batch, key: jax.Array):
+        del key
+        logits_btv = policy(params, batch["tokens"][:, :-1])
+        total, weight = likelihood.nll_sum(logits_btv, batch["tokens"][:, 1:], batch["mask"])
+        return total, weight, {}
+
+    return Objective("sft", "text", loss)
+
+
+def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
+    """Direct preference optimisation against the parameters that the stage starts from (arXiv 2305.18290)."""
+    if beta <= 0 or not 0 <= label_smoothing < 0.5:
+        raise UserError(
+            f"objective dpo: beta={beta}, label_smoothing={label_smoothing}: expected beta > 0 and 0 <= label_smoothing < 0.5."
+        )
+
+    def log_probs(policy: Policy, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        # One pass over both answers: half the launches, and twice the rows for each weight that is read.
+        tokens = jnp.concatenate([batch["chosen_tokens"], batch["rejected_tokens"]])
+        mask = jnp.concatenate([batch["chosen_mask"], batch["rejected_mask"]]).astype(jnp.float32)
+        both = likelihood.sequence_log_prob(policy(params, tokens[:, :-1]), tokens[:, 1:], mask)
+        chosen_b, rejected_b = jnp.split(both, 2)
+        return chosen_b, rejected_b
+
+    def annotate(policy: Policy, params: Any, batch: Batch) -> Batch:
+        chosen_b, rejected_b = log_probs(policy, params, batch)
+        return {"ref_chosen": chosen_b, "ref_rejected": rejected_b}
+
+    def loss(policy: Policy, params: Any, batch: Batch, key: jax.Array):
+        del key
+        four = (*log_probs(policy, params, batch), batch["ref_chosen"], batch["ref_rejected"])
+        losses_b = preference.dpo(*four, beta=beta, label_smoothing=label_smoothing)
+        metrics = {
+            "accuracy": jnp.sum(preference.preferred(*four)),
+            "margin": beta * jnp.sum((four[0] - four[2]) - (four[1] - four[3])),
+        }
+        return jnp.sum(losses_b), jnp.asarray(losses_b.shape[0], jnp.float32), metrics
+
+    return Objective("dpo", "pair", loss, annotate)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "dpo": dpo}
+
+
+def make(section: dict[str, Any] | str) -> Objective:
+    """The objective of a config section: a name, or `{name: ..., hyper-parameters}`.
+
+    Raises:
+      UserError: an unknown name or hyper-parameter.
+    """
+    options = {"name": section} if isinstance(section, str) else dict(section)
+    name = options.pop("name", "")
+    if name not in OBJECTIVES:
+        raise UserError(f"objective {name!r}: no such method. {closest(name, OBJECTIVES)}")
+    try:
+        return OBJECTIVES[name](**options)
+    except TypeError as error:
+        known = list(inspect.signature(OBJECTIVES[name]).parameters)
+        raise UserError(f"objective {name}: {error}. Its settings: {', '.join(known) or 'none'}.") from None

@@ -1,0 +1,124 @@
+"""On which device does each part of an array live?
+
+An *axis* belongs to the device mesh, a *dim* to an array; `RULES` joins them. One mesh serves every size: (data, fsdp,
+tensor), any of them 1.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from elastic_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# dim -> mesh axes. A dim that is not listed is whole on every device.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, tensor) mesh; one of the three may be -1 and takes the devices that remain.
+
+    Axis types are Auto: the default of `jax.make_mesh` became Explicit, which breaks look-ups in a table whose vocabulary
+    is sharded.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    given = f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}"
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{given}: expected positive sizes, at most one of them -1 (the rest of the devices).")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"{given}: the sizes multiply to {known}{' x n' if -1 in sizes else ''}, but there are {len(devices)} devices. "
+            f"Use for example --config.mesh.data={len(devices)} --config.mesh.fsdp=1 --config.mesh.tensor=1."
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(dims: Sequence[str | None]) -> PartitionSpec:
+    """The partition of an array with these dims under `RULES`."""
+    return PartitionSpec(*(RULES.get(dim) if dim else None for dim in dims))
+
+
+def shard(x: jax.Array, *dims: str | None) -> jax.Array:
+    """Constrain an activation to its place; does nothing where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(dims))
+
+
+def tree_shardings(mesh: Mesh, dims: Any) -> Any:
+    """NamedShardings for a tree whose leaves are tuples of dims."""
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, spec(leaf)), dims, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, spec(("batch",)))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def check_batch(field: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError, with a size that fits, when a batch does not divide over the mesh."""
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        down, up = batch_size // shards * shards, -(-batch_size // shards) * shards
+        fits = f"{down} or {up}" if down else str(up)
+        raise UserError(
+            f"{field}={batch_size} does not divide over mesh axes data x fsdp = {shards}. Use {fits}, or a smaller "
+            f"--config.mesh.data (now {mesh.shape['data']})."
+        )
+
+
+def check_dims(dims: Any, shapes: Any, mesh: Mesh) -> None:
+    """Raises UserError when a parameter's dim does not divide over its mesh axes."""
+    flat_dims = jax.tree.leaves(dims, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    bad = {}
+    for leaf_dims, leaf in zip(flat_dims, jax.tree.leaves(shapes), strict=True):
+        for dim, size in zip(leaf_dims, leaf.shape, strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in RULES.get(dim, ()))
+            if size % parts:
+                bad[dim] = (size, RULES[dim][0], parts, math.gcd(size, parts))
+    for dim, (size, axis, parts, common) in bad.items():
+        raise UserError(
+            f"model dim '{dim}' has size {size}, which does not divide over mesh axis {axis} = {parts}. "
+            f"Use --config.mesh.{axis}={common}, or a model whose '{dim}' is a multiple of {parts}."
+        )
+
+
+def put_local(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch of which each process holds its own contiguous block of rows, as global arrays."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def put_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, placed under `sharding`."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,127 @@
+"""Which tables does a report show?
+
+Everything the page, the figures and the summary need is computed here once, from one study.
+"""
+
+import dataclasses
+import functools
+
+import pandas as pd
+
+from elastic_jax.analysis import claims, compression, rebound, statistics
+from elastic_jax.analysis.rebound import CONDITION
+from elastic_jax.analysis.table import Study
+
+SPLITS = ("pretrain", "align", "perturb")
+Panel = tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """The analysis of one study. A panel is a (model, align method, perturb method) that the study perturbed."""
+
+    study: Study
+    eps: float = rebound.EPS
+    level: float = statistics.LEVEL
+
+    @functools.cached_property
+    def scores(self) -> list[rebound.Trajectory]:
+        return rebound.trajectories(self.study)
+
+    @functools.cached_property
+    def per_seed(self) -> pd.DataFrame:
+        return rebound.per_seed(self.study, eps=self.eps)
+
+    @functools.cached_property
+    def quantities(self) -> pd.DataFrame:
+        return rebound.aggregate(self.per_seed, self.level)
+
+    @functools.cached_property
+    def changes(self) -> pd.DataFrame:
+        return compression.aggregate(compression.changes(self.study), self.level)
+
+    @functools.cached_property
+    def tests(self) -> pd.DataFrame:
+        return claims.tests(self.study, self.level)
+
+    @functools.cached_property
+    def panels(self) -> list[Panel]:
+        rows = self.study.rows
+        for stage, arm in (("perturb", "aligned"), ("perturb", "control"), ("align", "aligned")):
+            part = rows[(rows.stage == stage) & (rows.arm == arm)]
+            if len(part):
+                keys = part[["model", "align_method", "perturb_method"]].drop_duplicates()
+                return sorted((str(a), str(b), str(c)) for a, b, c in keys.itertuples(index=False))
+        return []
+
+    def panel_name(self, panel: Panel) -> str:
+        """What tells this panel from the others; "" when there is one."""
+        parts = [part for i, part in enumerate(panel) if len({other[i] for other in self.panels}) > 1]
+        return ", ".join(part or "none" for part in parts)
+
+    @functools.cached_property
+    def volumes(self) -> list[int]:
+        """Alignment volumes that were perturbed, or recorded in align runs where none was perturbed yet."""
+        rows = self.study.rows
+        found = rows[(rows.stage == "perturb") & (rows.arm != "control")].align_volume
+        if found.empty:
+            found = rows[(rows.stage == "align") & (rows.examples > 0)].examples
+        return sorted({int(v) for v in found})
+
+    @functools.cached_property
+    def seeds(self) -> list[int]:
+        return sorted({int(s) for s in self.study.rows[self.study.rows.stage != "data"].seed})
+
+    def splits(self, measure: str) -> list[str]:
+        found = set(self.study.rows[self.study.rows.measure == measure].split)
+        return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+
+    def in_panel(self, frame: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+        """Rows of the panel and of the control that belongs to it."""
+        model, align, perturb = panel
+        own = (frame.model == model) & (frame.align_method == align) & (frame.perturb_method == perturb)
+        own &= frame.arm != "control"
+        control = (frame.model == model) & (frame.perturb_method == perturb) & (frame.arm == "control")
+        return frame[own | control]
+
+    def curves(self, measure: str, split: str) -> pd.DataFrame:
+        """Perturbation curves over seeds, with `panel` and `split`, one block per panel."""
+        frame = rebound.curves(rebound.trajectories(self.study, measure, split), self.level)
+        return self._stack(frame).assign(measure=measure, split=split)
+
+    def _stack(self, frame: pd.DataFrame) -> pd.DataFrame:
+        parts = [self.in_panel(frame, p).assign(panel=self.panel_name(p)) for p in self.panels]
+        return pd.concat(parts, ignore_index=True) if parts else frame.assign(panel="")
+
+    def stacked(self, quantities: pd.DataFrame) -> pd.DataFrame:
+        return self._stack(quantities)
+
+    def conditions(self) -> pd.DataFrame:
+        """Distinct conditions in the order of tables: panel, aligned by volume, then the control."""
+        frame = self.stacked(self.quantities)[["panel", *CONDITION]].drop_duplicates()
+        return frame.assign(_late=frame.arm == "control").sort_values(["panel", "_late", "align_volume"], kind="stable")
+
+    def missing(self) -> list[str]:
+        """What the table does not hold, said once at the top of the page."""
+        rows, out = self.study.rows, []
+        done, planned = self.study.progress()
+        if done < planned:
+            out.append(f"{done} of {planned} runs finished; curves and quantities use the seeds that reached the last "
+                       "point of their condition.")  # fmt: skip
+        perturbed = rows[rows.stage == "perturb"]
+        if perturbed.empty:
+            out.append("No perturb run has been measured yet.")
+        elif not (perturbed.arm == "control").any():
+            out.append("No control (the same perturbation straight from the base) was run.")
+        if len(self.seeds) == 1:
+            out.append("One seed: means are single values and no interval over seeds exists.")
+        bases = self.study.base_runs()
+        if len(self.seeds) > 1 and len(bases) == 1:
+            out.append("All seeds start from one pre-training run: intervals cover alignment and perturbation only.")
+        for measure, what in (
+            ("kl_base_model", "KL(base || model)"), ("kl_model_base", "KL(model || base)"),
+            ("kl_data_model", "KL(data || model), which needs a source with known probabilities"), ("score", "Score"),
+        ):  # fmt: skip
+            if not (rows.measure == measure).any():
+                out.append(f"{what}: not measured.")
+        return out + rebound.ambiguities(self.study)

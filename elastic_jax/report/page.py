@@ -1,0 +1,146 @@
+"""What does the page of a study hold, and in which order?"""
+
+import html
+import json
+from typing import Any
+
+from etils import epath
+
+from elastic_jax.analysis import rebound, table
+from elastic_jax.report import tables
+from elastic_jax.report.findings import Findings
+
+_WHY_ABSENT = {
+    "rebound_curve": "no perturb run has a score yet",
+    "rebound_axes": "no perturb run has a score yet",
+    "control_gap": "no control and aligned run share a seed",
+    "divergence": "KL to the base was not measured on perturb runs",
+    "phase": "score and KL to the base on pretrain rows are both needed",
+    "dose": "no aligned model has been perturbed yet",
+    "rates": "bits per token were not measured",
+    "data_divergence": "KL(data || model) needs a source with known probabilities",
+    "pretraining": "pre-training was recorded at fewer than two points",
+}
+
+
+def render(
+    measures_path: epath.PathLike, out_dir: epath.PathLike, study: str | None = None, *, eps: float = rebound.EPS
+) -> epath.Path:
+    """Writes `index.html`, `figures/<name>.svg`, `figures/<name>.csv` and `tables/<name>.csv`; returns the page's path.
+
+    The page needs nothing but itself. The same table gives the same bytes.
+
+    Args:
+      measures_path: the `measures.parquet` of a workdir.
+      out_dir: made if missing; files of an earlier report are replaced.
+      study: which one, when the table holds several.
+      eps: neighbourhood of the base for the elasticity ratio, KL in nats per token.
+
+    Raises:
+      UserError: the file is missing or not ours, or the study is not in it.
+    """
+    found = Findings(table.select(table.load(measures_path), study), eps=eps)
+    # Plotting and templates cost a second to import, which a summary alone should not pay.
+    import jinja2
+    import matplotlib
+
+    from elastic_jax.report import figures, style
+
+    out = epath.Path(out_dir)
+    names, light, dark = style.css_colours(found.volumes)
+    shown, absent = [], []
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style.RC)
+        for draw in figures.ALL:
+            drawing = draw(found)
+            if drawing is None:
+                absent.append((draw.__name__.replace("_", " "), _WHY_ABSENT[draw.__name__]))
+                continue
+            text = style.svg(drawing.figure)
+            write(out / "figures" / f"{drawing.name}.svg", text)
+            write(out / "figures" / f"{drawing.name}.csv", csv(drawing.data))
+            picture = style.inline(text, drawing.name, html.escape(drawing.title, quote=True), names)
+            shown.append({"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture})
+    for name, frame in (
+        ("quantities", found.quantities), ("quantities_per_seed", found.per_seed), ("tests", found.tests),
+        ("compression_changes", found.changes),
+    ):  # fmt: skip
+        write(out / "tables" / f"{name}.csv", csv(frame))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("elastic_jax.report", "templates"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    page = environment.get_template("report.html.j2").render(
+        **_facts(found), figures={f["name"]: f for f in shown}, absent=absent, light=light, dark=dark
+    )
+    write(out / "index.html", page)
+    return out / "index.html"
+
+
+def _facts(found: Findings) -> dict[str, Any]:
+    study, rows = found.study, found.study.rows
+    names, roles, rest = tables.data_roles(found)
+    models = sorted(set(rows.model) - {""})
+    environment = study.info.get("environment") or {}
+    walls = [run.get("wall_seconds") for run in study.runs]
+    known = [w for w in walls if isinstance(w, int | float)]
+    done, planned = study.progress()
+    records = tables.key_numbers(found)
+    return {
+        "study": study.name,
+        "models": [(m, f"{int(rows[rows.model == m].params.max()):,}") for m in models],
+        "seeds": found.seeds,
+        "level": f"{found.level:.0%}",
+        "eps": f"{found.eps:g}",
+        "done": done,
+        "planned": planned,
+        "missing": found.missing(),
+        "key_columns": tables.KEY_COLUMNS,
+        "key_numbers": records,
+        "several_panels": len({r["panel"] for r in records}) > 1,
+        "reasons": _reasons(records),
+        "base": tables.base_score(records),
+        "claims": tables.claim_groups(found),
+        "n_tests": len(found.tests),
+        "curve_rows": tables.curve_rows(found),
+        "quantity_rows": tables.quantity_rows(found),
+        "change_rows": tables.change_rows(found),
+        "data_names": names,
+        "data_roles": roles,
+        "data_rest": rest,
+        "tree": tables.tree(found),
+        "samples": tables.samples(found),
+        "notes": list(study.info.get("notes") or []),
+        "command": str(study.info.get("command") or ""),
+        "fingerprint": str(study.info.get("fingerprint") or ""),
+        "config": json.dumps(study.info.get("config") or {}, indent=2, sort_keys=True, ensure_ascii=False),
+        "environment": environment,
+        "versions": sorted((environment.get("versions") or {}).items()),
+        "commits": sorted(set(rows.commit) - {""}),
+        "wall": f"{sum(known):,.1f} s over {len(known)} runs" if known else "",
+    }
+
+
+def _reasons(records: list[dict[str, Any]]) -> list[str]:
+    """Why cells of the key table are empty or bounds, each reason once with its places."""
+    places: dict[str, list[str]] = {}
+    for record in records:
+        for cell, (_, _, name, unit) in zip(record["cells"], tables.KEY_COLUMNS, strict=True):
+            if cell.reason and (cell.value == tables.NONE or cell.value.startswith(">")):
+                who = record["label"] + (f" ({record['panel']})" if record["panel"] else "")
+                places.setdefault(cell.reason, []).append(f"{name} ({unit}), {who}")
+    return [f"{reason}: {'; '.join(where)}" for reason, where in sorted(places.items())]
+
+
+def csv(frame) -> str:
+    """A frame as text with enough digits to redraw a figure from it."""
+    return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def write(path: epath.Path, text: str) -> None:
+    """Atomically: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

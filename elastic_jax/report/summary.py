@@ -1,0 +1,81 @@
+"""Which few numbers belong in a terminal and in a README?"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from etils import epath
+
+from elastic_jax.analysis import rebound, table
+from elastic_jax.report import tables
+from elastic_jax.report.findings import Findings
+
+_SHOWN = ("start", "final", "half_life_examples", "half_life_updates", "crossing_examples", "overshoot", "elasticity_ratio")
+
+
+def summary(
+    measures_path: epath.PathLike, study: str | None = None, *, markdown: bool = False, eps: float = rebound.EPS
+) -> str:
+    """The key numbers of a study as a text table, or as a Markdown one.
+
+    Args:
+      measures_path: the `measures.parquet` of a workdir.
+      study: which one, when the table holds several.
+      markdown: pipes instead of aligned columns.
+      eps: neighbourhood of the base for the elasticity ratio, KL(base || model) in nats per token.
+
+    Raises:
+      UserError: the file is missing or not ours, or the study is not in it.
+    """
+    found = Findings(table.select(table.load(measures_path), study), eps=eps)
+    return text(found, markdown=markdown)
+
+
+def text(found: Findings, *, markdown: bool = False) -> str:
+    """As `summary`, for findings already at hand."""
+    picked = [
+        (i, name, unit)
+        for i, (quantity, measure, name, unit) in enumerate(tables.KEY_COLUMNS)
+        if quantity in _SHOWN and measure != "kl_model_base"
+    ]
+    records = tables.key_numbers(found)
+    head = ["alignment examples", *(f"{name} ({unit})" for _, name, unit in picked), "seeds"]
+    panels = len({record["panel"] for record in records}) > 1
+    rows = []
+    for record in records:
+        label = record["label"] + (f" ({record['panel']})" if panels else "")
+        rows.append([label, *(str(record["cells"][i]) for i, _, _ in picked), str(record["n"])])
+    rows_ = found.study.rows
+    models = sorted(set(rows_.model) - {""})
+    sizes = ", ".join(f"{m} ({int(rows_[rows_.model == m].params.max()):,} parameters)" for m in models)
+    title = f"Study {found.study.name}: {sizes or 'no model'}; {len(found.seeds)} seed{'s' * (len(found.seeds) != 1)}; "
+    title += f"base score {tables.base_score(records)}"
+    notes = [f"[low, high]: {found.level:.0%} Student t interval over seeds. > x: not reached within the record by some "
+             f"seed. Elasticity ratio: |D_b|/|D_a| until KL(base‖model) < {found.eps:g} nats/token."]  # fmt: skip
+    notes += found.missing()
+    body = _markdown(head, rows) if markdown else _aligned(head, rows)
+    lead = f"**{title}**" if markdown else title
+    foot = "\n".join(f"- {note}" for note in notes) if markdown else "\n".join(notes)
+    return f"{lead}\n\n{body}\n\n{foot}\n" if rows else f"{lead}\n\n{foot}\n"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    first, *rest = [list(line) for line in zip(head, *rows, strict=True)]
+    lines = [first, [":---", *["---:"] * len(rows)], *rest]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _width(cell: str) -> int:
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in cell)
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Conditions as columns: a terminal has room for few conditions and many quantities."""
+    lines = [list(line) for line in zip(head, *rows, strict=True)]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell + " " * (width - _width(cell)) if i == 0 else " " * (width - _width(cell)) + cell
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

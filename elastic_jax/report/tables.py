@@ -1,0 +1,278 @@
+"""How are numbers with their uncertainty written?"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from elastic_jax.analysis import claims
+from elastic_jax.report import style
+from elastic_jax.report.findings import Findings
+
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A number as text, its interval as text, how many seeds, and why something is missing."""
+
+    value: str
+    interval: str = ""
+    n: int = 0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".strip()
+
+
+def number(x: float, unit: str = "") -> str:
+    """Three significant digits; probabilities with three decimals; whole thousands without an exponent.
+
+    >>> number(0.51234, "probability"), number(1234.5), number(0.00012345), number(float("nan"))
+    ('0.512', '1,230', '0.000123', '–')
+    """
+    if x is None or math.isnan(x):
+        return NONE
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    if unit == "probability":
+        text = f"{x:.3f}"
+    elif x == 0:
+        text = "0"
+    elif abs(x) >= 1e6 or abs(x) < 1e-4:
+        text = f"{x:.2e}"
+    else:
+        rounded = float(f"{x:.3g}")
+        digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
+        text = f"{rounded:,.{digits}f}"
+    return text.replace("-", "−") if not text.strip("-0.") == "" else text.replace("-", "")
+
+
+def cell(row: Mapping[str, Any] | None) -> Cell:
+    """An aggregated quantity: mean and interval, or what is known instead of a mean."""
+    if row is None:
+        return Cell(NONE, reason="not measured")
+    unit, n, reason = str(row["unit"]), int(row["n"]), str(row["reason"])
+    if math.isnan(row["mean"]):
+        if row.get("censored", 0):
+            shown = f"median {number(row['median'], unit)}" if not math.isnan(row["median"]) else ""
+            return Cell(f"> {number(row['bound'], unit)}", shown, n, reason)
+        return Cell(NONE, "", n, reason)
+    if math.isnan(row["low"]):
+        return Cell(number(row["mean"], unit), "", n, reason)
+    return Cell(number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason)
+
+
+KEY_COLUMNS: tuple[tuple[str, str, str, str], ...] = (
+    ("start", "score", "score before", "probability"),
+    ("final", "score", "score at the end", "probability"),
+    ("half_life_examples", "score", "half-life", "examples"),
+    ("half_life_updates", "score", "half-life", "updates"),
+    ("crossing_examples", "score", "base's level crossed", "examples"),
+    ("rebound", "score", "rebound", "probability"),
+    ("overshoot", "score", "overshoot", "probability"),
+    ("minus_control", "score", "minus control at the end", "probability"),
+    ("kl_minimum", "kl_base_model", "lowest KL(base‖model)", "nats/token"),
+    ("elasticity_ratio", "kl_base_model", "elasticity ratio, KL(base‖model)", "ratio"),
+    ("elasticity_ratio", "kl_model_base", "elasticity ratio, KL(model‖base)", "ratio"),
+)
+
+
+def key_numbers(found: Findings) -> list[dict[str, Any]]:
+    """One record per condition: its name, its volume, its cells in the order of KEY_COLUMNS, its number of seeds."""
+    frame = found.stacked(found.quantities)
+    frame = frame[(frame.split == "samples") | (frame.split == "pretrain")]
+    out = []
+    for condition in found.conditions().to_dict("records"):
+        names = [n for n in condition if n != "_late"]
+        own = frame
+        for name in names:
+            own = own[own[name] == condition[name]]
+        cells = []
+        for quantity, measure, _, _ in KEY_COLUMNS:
+            row = own[(own.quantity == quantity) & (own.measure == measure)]
+            cells.append(cell(row.iloc[0].to_dict()) if len(row) else Cell(NONE))
+        seeds = int(own[own.quantity.isin(["start", "kl_start"])].n.max()) if len(own) else 0
+        control = condition["arm"] == "control"
+        label = "control" if control else style.short(float(condition["align_volume"]))
+        out.append({"panel": condition["panel"], "label": label, "cells": cells, "n": seeds, "control": control,
+                    "volume": int(condition["align_volume"]), "base": _base(own)})  # fmt: skip
+    return out
+
+
+def _base(own: pd.DataFrame) -> Cell:
+    row = own[own.quantity == "base"]
+    return cell(row.iloc[0].to_dict()) if len(row) else Cell(NONE)
+
+
+def base_score(records: list[dict[str, Any]]) -> Cell:
+    """The base's score over the seeds of the condition that has most of them."""
+    known = [record["base"] for record in records if record["base"].value != NONE]
+    return max(known, key=lambda cell: cell.n, default=Cell(NONE))
+
+
+def quantity_rows(found: Findings) -> list[dict[str, Any]]:
+    """Every aggregated quantity of every condition."""
+    frame = found.stacked(found.quantities)
+    return [
+        {
+            "panel": row["panel"],
+            "condition": "control" if row["arm"] == "control" else style.short(float(row["align_volume"])),
+            "quantity": row["quantity"].replace("_", " "),
+            "measure": row["measure"],
+            "split": row["split"],
+            "unit": row["unit"],
+            "cell": cell(row),
+            "median": number(row["median"], row["unit"]),
+        }
+        for row in frame.to_dict("records")
+    ]
+
+
+def change_rows(found: Findings) -> list[dict[str, Any]]:
+    """Change of every rate along align and perturb runs."""
+    return [
+        {
+            "stage": row["stage"],
+            "panel": ", ".join(dict.fromkeys(p for p in (row["model"], row["align_method"], row["perturb_method"]) if p)),
+            "condition": "control" if row["arm"] == "control" else style.short(float(row["align_volume"])),
+            "measure": row["measure"],
+            "split": row["split"],
+            "unit": row["unit"],
+            "cell": cell(row),
+        }
+        for row in found.changes.to_dict("records")
+    ]
+
+
+def claim_groups(found: Findings) -> list[dict[str, Any]]:
+    """Statements with their overall verdict and their tests."""
+    tests, said = found.tests, claims.overall(found.tests)
+    out = []
+    for claim, statement in claims.STATEMENTS.items():
+        rows = []
+        for row in tests[tests.claim == claim].to_dict("records"):
+            panel = (row["model"], row["align_method"], row["perturb_method"])
+            where = found.panel_name(panel) if panel in found.panels else ""
+            volume = f"{style.short(float(row['align_volume']))} alignment examples" if row["align_volume"] else "all volumes"
+            side = "> 0" if row["side"] > 0 else "< 0"
+            rows.append(
+                {"statistic": row["statistic"], "unit": row["unit"], "side": side, "verdict": row["verdict"]}
+                | {"where": ", ".join(p for p in (where, volume) if p), "cell": cell(row | {"unit": ""})}
+            )
+        out.append({"statement": statement, "verdict": said[claim], "tests": rows})
+    return out
+
+
+def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(measure names, one record per role, everything else about the data)."""
+    rows = found.study.rows
+    rows = rows[rows.stage == "data"]
+    order = ["rows", "tokens", "loss_tokens", "truncated_rows", "truncated_tokens", "dropped_rows", "dropped_tokens", "entropy"]
+    names = [m for m in order if (rows.measure == m).any()]
+    table, rest = [], []
+    roles = list(dict.fromkeys(rows[rows.measure.isin(names)].split))
+    known = ["pretrain", "prose", "align", "perturb", "heldout", "scorer", "prompts"]
+    for role in sorted(roles, key=lambda r: (known.index(r) if r in known else len(known), r)):
+        own = rows[rows.split == role].drop_duplicates("measure").set_index("measure")
+        values = []
+        for name in names:
+            if name not in own.index:
+                values.append(NONE)
+                continue
+            value, error = float(own.value[name]), float(own.stderr[name])  # type: ignore[arg-type]
+            text = f"{value:,.0f}" if own.unit[name] == "count" else number(value)  # type: ignore[arg-type]
+            values.append(text if math.isnan(error) else f"{text} ± {number(error)}")
+        table.append({"role": role, "values": values})
+    for row in rows[~rows.measure.isin(names)].to_dict("records"):
+        text = f"{row['value']:,.0f}" if row["unit"] == "count" else number(row["value"])
+        more = f", n = {row['n']:,}" if row["n"] else ""
+        rest.append({"name": row["measure"].replace("_", " "), "split": row["split"], "value": text + more, "unit": row["unit"]})
+    return names, table, rest
+
+
+def curve_rows(found: Findings) -> list[dict[str, Any]]:
+    """The score at every recorded point, for reading without a figure."""
+    out = []
+    for row in found.curves("score", "samples").to_dict("records"):
+        out.append(
+            {"panel": row["panel"], "condition": "control" if row["arm"] == "control" else style.short(row["align_volume"])}
+            | {axis: style.short(row[axis]) for axis in ("examples", "updates", "tokens")}
+            | {"cell": cell(row | {"unit": "probability"}), "stderr": number(row["stderr"], "probability")}
+        )
+    return out
+
+
+def tree(found: Findings) -> list[dict[str, Any]]:
+    """Runs as nested records: run, what it is, recorded points, children."""
+    study = found.study
+    reached = study.rows[study.rows.run != ""].groupby("run").examples.max().to_dict()
+    children: dict[str, list] = {}
+    for run in study.runs:
+        children.setdefault(study.ancestry.get(run["run"], ""), []).append(run)
+
+    def node(run: dict[str, Any]) -> dict[str, Any]:
+        points = sorted({int(x) for x in run.get("points") or []})
+        at = reached.get(run["run"])
+        end = max([*points, int(run.get("examples") or 0)])
+        state = "planned" if at is None else ("" if at >= end else f"at {at:,} of {end:,}")
+        wall = run.get("wall_seconds")
+        own = sorted(children.get(run["run"], []), key=_run_order)
+        return {
+            "name": run.get("name") or run["run"].rpartition("-")[0], "id": run.get("id") or run["run"].rpartition("-")[2],
+            "stage": run.get("stage", ""), "arm": run.get("arm", ""), "method": run.get("method", ""), "seed": run.get("seed"),
+            "from": run.get("parent_examples"), "points": [f"{x:,}" for x in points],
+            "updates": f"{int(run.get('updates') or 0):,}", "state": state,
+            "wall": f"{wall:,.1f} s" if isinstance(wall, int | float) else "", "children": [node(child) for child in own],
+        }  # fmt: skip
+
+    return [node(run) for run in sorted(children.get("", []), key=_run_order)]
+
+
+def _run_order(run: Mapping[str, Any]) -> tuple:
+    return (
+        run.get("seed") or 0, str(run.get("stage")) == "perturb", run.get("arm") == "control", run.get("method") or "",
+        run.get("align_volume") or 0, run.get("examples") or 0, run["run"],
+    )  # fmt: skip
+
+
+def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
+    """A few texts of the base, aligned, perturbed and control models of the first seed, each with its score.
+
+    Texts of a group are in the order of their score, and shown are those at even steps through it, from lowest to highest.
+    """
+    rows = found.study.rows
+    rows = rows[(rows.measure == "sample") & (rows.text != "")]
+    if rows.empty:
+        return []
+    rows = rows[rows.seed == rows.seed.min()]
+    out = []
+    for stage, arm, title in (
+        ("pretrain", "base", "base"), ("align", "aligned", "aligned"), ("perturb", "aligned", "perturbed"),
+        ("perturb", "control", "control, perturbed from the base"),
+    ):  # fmt: skip
+        part = rows[(rows.stage == stage) & (rows.arm == arm)]
+        if part.empty:
+            continue
+        part = part[part.align_volume == part.align_volume.max()]
+        ends = sorted(set(part.examples))
+        # Under perturbation the middle of the path says as much as its end.
+        chosen = list(dict.fromkeys([ends[len(ends) // 2], ends[-1]])) if title == "perturbed" and len(ends) > 1 else ends[-1:]
+        for examples in chosen:
+            own = part[(part.examples == examples) & (part.run == part.run.iloc[0])]
+            own = own.sort_values(["value", "text"], kind="stable").drop_duplicates("text")
+            if own.empty:
+                continue
+            count = min(per_stage, len(own))
+            picked = own.iloc[[round(i * (len(own) - 1) / max(count - 1, 1)) for i in range(count)]]
+            where = f", alignment {int(part.align_volume.iloc[0]):,} examples" if stage != "pretrain" and arm != "control" else ""
+            where += f", perturbation {examples:,} examples" if stage == "perturb" else ""
+            texts = []
+            for row in picked.itertuples():
+                prompt, arrow, rest = str(row.text).partition("⟶")
+                texts.append({"score": number(float(row.value), "probability"),  # type: ignore[arg-type]
+                              "prompt": prompt.strip() if arrow else "", "text": rest.strip() if arrow else prompt})  # fmt: skip
+            out.append({"title": title + where, "run": own.run.iloc[0], "texts": texts})
+    return out

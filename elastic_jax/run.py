@@ -1,0 +1,47 @@
+"""Train, measure and report a study; the same command continues it."""
+
+from elastic_jax import cli
+from elastic_jax.callable_modules import calls
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__, "run", config=True, workdir=True)
+    parser.add_argument("--stage", help="stop after pretrain, align or perturb")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    return cli.guarded(_run, parser, argv)
+
+
+def _run(args: cli.Arguments) -> None:
+    # Flags first, jax after: a wrong flag should not wait for a device.
+    config = cli.load_config(args)
+    cli.start_jax(args, config)
+    from elastic_jax import study as study_lib
+    from elastic_jax.report import summary
+    from elastic_jax.study import planning
+
+    study = study_lib.Study(config, args.workdir)
+    study_lib.say(f"elastic_jax: {config.name} on {study_lib.devices()}, workdir {args.workdir}")
+    if args.dry_run:
+        study_lib.say(planning.text(planning.plan(study)))
+        return
+    total = study_lib.describe_plan(study)
+    done = sum(status.done for status in study.status())
+    study_lib.say(
+        f"{total['runs']} runs ({done} done), {total['updates']:,} updates, {total['tokens'] / 1e6:.1f}M tokens, "
+        f"{total['params']:,} parameters"
+    )
+    for note in study.notes:
+        study_lib.say(f"  {note}")
+    path = study.run(args.stage)
+    if done == total["runs"]:
+        study_lib.say("All runs were done already; nothing was computed.")
+    if path is not None:
+        study_lib.say(summary(study.workdir.table, config.name))
+        study_lib.say(f"report: {path}")
+
+
+if __name__ != "__main__":
+    calls(__name__, "elastic_jax.study:run")
+
+if __name__ == "__main__":
+    raise SystemExit(main())

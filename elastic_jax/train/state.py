@@ -1,0 +1,71 @@
+"""What does training carry from one update to the next?"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from elastic_jax.models.transformer import Decoder, Params, stack, unstack
+from elastic_jax.parallel.mesh import replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Nothing random and no data position: keys are folded from the seed and the update number, rows are a function of it."""
+
+    updates: jax.Array  # int32 scalar
+    params: Params
+    opt_state: optax.OptState
+
+
+def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def shardings(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Where each part of the state lives: moments beside their parameter, scalars on every device."""
+    places = model.shardings(mesh)
+    abstract = jax.eval_shape(lambda: create(_zeros(model), tx))
+    opt_places = optax.tree_map_params(
+        tx,
+        lambda _, place: place,
+        abstract.opt_state,
+        places,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return TrainState(replicated(mesh), places, opt_places)
+
+
+def _zeros(model: Decoder) -> Params:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes)
+
+
+def abstract(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and places on the current mesh: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(lambda: create(_zeros(model), tx))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings(model, tx, mesh),
+    )
+
+
+def map_params(fn: Any, tree: Any) -> Any:
+    """Apply `fn` to every subtree that has the form of the parameters (the parameters, and their moments)."""
+    is_params = lambda node: isinstance(node, dict) and "layers" in node  # noqa: E731
+    return jax.tree.map(lambda node: fn(node) if is_params(node) else node, tree, is_leaf=is_params)
+
+
+def to_disk(state: Any, model: Decoder) -> Any:
+    """One entry per layer, whatever the layout in memory."""
+    if model.config.layout == "unroll":
+        return state
+    return map_params(lambda params: unstack(params, model.config.layers), state)
+
+
+def from_disk(state: Any, model: Decoder) -> Any:
+    return state if model.config.layout == "unroll" else map_params(stack, state)
