@@ -11,6 +11,10 @@ from elastic_jax.errors import UserError
 Arguments = argparse.Namespace
 USER_ERROR = 2
 INTERRUPTED = 130
+OUT_OF_MEMORY = (
+    "Raise STAGE.accumulate, lower STAGE.batch_size, set --config.model.remat=full, or spread the parameters with "
+    "--config.mesh.fsdp; python -m elastic_jax.plan shows what fits. The same command continues."
+)
 
 
 def parser(description: str | None, command: str, *, config: bool = False, workdir: bool = False) -> argparse.ArgumentParser:
@@ -49,10 +53,22 @@ def guarded(command: Callable[[Arguments], None], parser: argparse.ArgumentParse
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        print(f"error: {error}\nWhat was computed is kept; the same command continues.", file=sys.stderr)
+        return USER_ERROR
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one, and jax may not be imported yet
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of device memory. {_first_line(error)}\n{OUT_OF_MEMORY}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def _run(args: cli.Arguments) -> None:
     if done == total["runs"]:
         study_lib.say("All runs were done already; nothing was computed.")
     if path is not None:
-        study_lib.say(summary(study.workdir.table, config.name))
+        study_lib.say(summary(study.workdir.table, config.name, eps=config.measures.kl_eps))
         study_lib.say(f"report: {path}")
 
 

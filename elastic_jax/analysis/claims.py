@@ -1,20 +1,20 @@
 """Which statements of the paper does this study support, contradict or leave undecided?
 
-Each statement is turned into tests. A test is one number per seed, its mean and Student t interval over seeds, and the
-side of zero on which the statement puts it: supported when the whole interval lies there, contradicted when the whole
-interval lies on the other side, undecided otherwise, with one seed, or when a seed has no value. Intervals are not
-adjusted for the number of tests. A statement is supported (contradicted) when all its tests are.
+Each statement is turned into tests. A test is one number per seed, its mean and Student t interval over
+seeds, and the side of zero on which the statement puts it: supported when the whole interval lies there,
+contradicted when the whole interval lies on the other side, undecided otherwise, with one seed, or when a
+seed has no value. Intervals are not adjusted for the number of tests. A statement is supported (contradicted)
+when all its tests are.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
 
-from elastic_jax.analysis import rebound, statistics
+from elastic_jax.analysis import rebound, statistics, table
 from elastic_jax.analysis.rebound import Trajectory
-from elastic_jax.analysis.table import Study
+from elastic_jax.analysis.table import Frame, Study
 
 STATEMENTS = {
     "a": "The perturbed score returns to the base's level or passes it",
@@ -25,22 +25,50 @@ STATEMENTS = {
 TESTS = {
     "a.final": ("a", "s (final − base)", "probability", -1),
     "b.half_life": ("b", "log2 half-life in examples, per doubling of alignment", "per doubling", -1),
-    "b.speed": ("b", "speed in the first interval, per doubling of alignment", "probability/update per doubling", 1),
-    "b.relative": ("b", "relative return in the first interval, per doubling of alignment", "1/update per doubling", 1),
-    "b.final": ("b", "s final at equal perturbation, per doubling of alignment", "probability per doubling", -1),
+    "b.speed": (
+        "b",
+        "speed in the first interval, per doubling of alignment",
+        "probability/update per doubling",
+        1,
+    ),
+    "b.relative": (
+        "b",
+        "relative return in the first interval, per doubling of alignment",
+        "1/update per doubling",
+        1,
+    ),
+    "b.final": (
+        "b",
+        "s final at equal perturbation, per doubling of alignment",
+        "probability per doubling",
+        -1,
+    ),
     "c.speed": ("c", "speed in the first interval, aligned − control", "probability/update", 1),
     "c.half": ("c", "log2 of updates to half of the own way, aligned − control", "log2", -1),
     "d.score": ("d", "speed before − speed after crossing the base's level", "probability/update", 1),
     "d.odds": ("d", "speed in log-odds before − after crossing the base's level", "nats/update", 1),
 }
 COLUMNS = (
-    "claim", "test", "statistic", "unit", "side", "model", "align_method", "perturb_method", "align_volume",
-    "mean", "low", "high", "n", "verdict", "reason",
-)  # fmt: skip
+    "claim",
+    "test",
+    "statistic",
+    "unit",
+    "side",
+    "model",
+    "align_method",
+    "perturb_method",
+    "align_volume",
+    "mean",
+    "low",
+    "high",
+    "n",
+    "verdict",
+    "reason",
+)
 
 
 def verdict(estimate: statistics.Estimate, side: int, complete: bool = True) -> str:
-    """supported, contradicted or undecided, from the interval and the side (1 above zero, -1 below) of the statement."""
+    """supported, contradicted or undecided: where the interval lies; side 1 states above zero, -1 below."""
     if not complete or math.isnan(estimate.low) or math.isnan(estimate.high):
         return "undecided"
     if side * estimate.low > 0 and side * estimate.high > 0:
@@ -50,11 +78,11 @@ def verdict(estimate: statistics.Estimate, side: int, complete: bool = True) -> 
     return "undecided"
 
 
-def tests(study: Study, level: float = statistics.LEVEL) -> pd.DataFrame:
+def tests(study: Study, level: float = statistics.LEVEL) -> Frame:
     """Every test of every condition. Columns: COLUMNS; `align_volume` is 0 for tests across volumes.
 
-    s = sign(aligned - base) throughout, so "towards the base" counts alike for scores that alignment raised or lowered;
-    speeds are s times the score lost per update.
+    s = sign(aligned - base) throughout, so "towards the base" counts alike for scores that alignment raised
+    or lowered; speeds are s times the score lost per update.
     """
     paths = rebound.trajectories(study)
     aligned = [path for path in paths if path.arm != "control"]
@@ -96,11 +124,12 @@ def tests(study: Study, level: float = statistics.LEVEL) -> pd.DataFrame:
             add(test, 0, {s: _per_doubling(own, quantity) for s, own in by_seed.items()})
         add("b.final", 0, {s: _final_per_doubling(own) for s, own in by_seed.items()})
     order = list(TESTS)
-    frame = pd.DataFrame(out, columns=list(COLUMNS))
-    return frame.sort_values("test", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+    return table.frame(out, COLUMNS).sort_values(
+        "test", key=lambda names: names.map(order.index), kind="stable", ignore_index=True
+    )
 
 
-def overall(found: pd.DataFrame) -> dict[str, str]:
+def overall(found: Frame) -> dict[str, str]:
     """Statement -> its verdict: that of all its tests when they agree, else undecided."""
     out = {}
     for claim in STATEMENTS:

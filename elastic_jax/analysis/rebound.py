@@ -1,10 +1,13 @@
-"""How far, how fast and in which measure does an aligned model return to its base when it is trained the other way?
+"""How far, how fast and in which measure does an aligned model return to its base when it is trained the
+other way?
 
-Everything is computed per seed on the recorded points of one perturb run (a `Trajectory`), and only then put together
-over seeds. Between recorded points positions are interpolated linearly in the measure and in the logarithm of the axis;
-in the first interval, which starts at 0, linearly in both. What the record does not reach is censored, never guessed.
+Everything is computed per seed on the recorded points of one perturb run (a `Trajectory`), and only then put
+together over seeds. Between recorded points positions are interpolated linearly in the measure and in the
+logarithm of the axis; in the first interval, which starts at 0, linearly in both. What the record does not
+reach is censored, never guessed.
 
-Source of the quantities: Ji et al., arXiv 2406.06144: Definition 3.6 (elasticity), section 5 (rebound), Table 3 (eps).
+Source of the quantities: Ji et al., arXiv 2406.06144: Definition 3.6 (elasticity), section 5 (rebound), Table
+3 (eps).
 """
 
 import dataclasses
@@ -13,11 +16,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
-from elastic_jax.analysis import statistics
-from elastic_jax.analysis.table import AXES, POINT, Points, Study
+from elastic_jax.analysis import statistics, table
+from elastic_jax.analysis.table import AXES, POINT, Frame, Points, Study
 
 EPS = 0.01
 CONDITION = ("model", "align_method", "perturb_method", "arm", "align_volume")
@@ -33,7 +35,8 @@ class Trajectory:
     Attributes:
       condition: values of CONDITION; arm is "aligned" or "control" (straight from the base).
       seed, run: where it comes from; `run` is the last run where a schedule needs one run per volume.
-      points: arrays [n] examples, updates, tokens, value, stderr; the first entry is the starting point, at 0.
+      points: arrays [n] examples, updates, tokens, value, stderr; the first entry is the starting point, at
+        0.
       base, base_stderr: the same measure of the base model, NaN where it was not measured.
     """
 
@@ -61,11 +64,11 @@ class Trajectory:
     def final(self) -> float:
         return float(self.value[-1])
 
-    def axis(self, name: str) -> Float[np.ndarray, "n"]:
+    def axis(self, name: str) -> Float[np.ndarray, " n"]:
         return self.points[name].astype(np.float64)
 
     @property
-    def value(self) -> Float[np.ndarray, "n"]:
+    def value(self) -> Float[np.ndarray, " n"]:
         return self.points["value"]
 
 
@@ -81,11 +84,13 @@ class Reached:
 def trajectories(study: Study, measure: str = "score", split: str = "samples") -> list[Trajectory]:
     """Every perturbation of the study in one measure, in a fixed order.
 
-    Runs of one condition and seed that differ in budget (schedules that depend on the total need one run per volume) are
-    one trajectory made of their last points. A missing starting point is taken from the parent's recorded point.
-    Seeds that have not yet reached the last point of their condition are left out: a mean whose seeds change along the
-    curve would move without any model moving.
+    Runs of one condition and seed that differ in budget (schedules that depend on the total need one run per
+    volume) are one trajectory made of their last points. A missing starting point is taken from the parent's
+    recorded point. Seeds that have not yet reached the last point of their condition are left out: a mean
+    whose seeds change along the curve would move without any model moving.
     """
+    if ("trajectories", measure, split) in study.memo:
+        return list(study.memo["trajectories", measure, split])
     grouped: dict[tuple, list[tuple[str, Points]]] = {}
     for condition, seed, run in _perturb_runs(study):
         part = study.points.get((run, measure, split))
@@ -103,18 +108,26 @@ def trajectories(study: Study, measure: str = "score", split: str = "samples") -
     last: dict[tuple, int] = {}
     for one in found:
         last[one.condition] = max(last.get(one.condition, 0), int(one.points["examples"][-1]))
-    return [one for one in found if one.points["examples"][-1] == last[one.condition]]
+    complete = [one for one in found if one.points["examples"][-1] == last[one.condition]]
+    study.memo["trajectories", measure, split] = tuple(complete)
+    return complete
 
 
 def _perturb_runs(study: Study) -> list[tuple[tuple[str, str, str, str, int], int, str]]:
     rows = study.rows.loc[study.rows.stage == "perturb", [*CONDITION, "seed", "run"]].drop_duplicates()
-    return [((a, b, c, d, int(e)), int(seed), run) for a, b, c, d, e, seed, run in rows.itertuples(index=False)]
+    return [
+        ((a, b, c, d, int(e)), int(seed), run) for a, b, c, d, e, seed, run in rows.itertuples(index=False)
+    ]
 
 
 def _last_points(parts: Sequence[Points]) -> Points:
-    """One curve of runs that differ in budget: any starting point, then the end of each run, without repetitions."""
-    ends = [{name: column[-1:] for name, column in part.items()} for part in parts if part["examples"][-1] > 0]
-    starts = [{name: column[:1] for name, column in part.items()} for part in parts if part["examples"][0] == 0]
+    """One curve of runs that differ in budget: any starting point, then the end of each run."""
+    ends = [
+        {name: column[-1:] for name, column in part.items()} for part in parts if part["examples"][-1] > 0
+    ]
+    starts = [
+        {name: column[:1] for name, column in part.items()} for part in parts if part["examples"][0] == 0
+    ]
     joined = {name: np.concatenate([part[name] for part in (*starts, *ends)]) for name in POINT}
     _, first = np.unique(joined["examples"], return_index=True)
     return {name: column[first] for name, column in joined.items()}
@@ -136,7 +149,7 @@ def _with_parent_point(
 
 
 def ambiguities(study: Study) -> list[str]:
-    """Conditions with several runs of one seed and one budget, which the columns of the table cannot tell apart."""
+    """Conditions with several runs of one seed and budget, which the columns cannot tell apart."""
     rows = study.rows[study.rows.stage == "perturb"]
     notes = []
     for key, part in rows.groupby([*CONDITION, "seed"], sort=True):
@@ -144,27 +157,17 @@ def ambiguities(study: Study) -> list[str]:
         same = sorted(ends[ends.duplicated(keep=False)].index)
         if same:
             notes.append(
-                f"{', '.join(same)} share model, methods, alignment volume {key[4]}, seed {key[5]} and budget; "  # type: ignore[index]
-                "curves show the first of them at each point."
+                f"{', '.join(same)} share model, methods, alignment volume {key[4]}, seed {key[5]} and "
+                "budget; curves show the first of them at each point."
             )
     return notes
 
 
-def _parent_point(study: Study, run: str, measure: str, split: str, align_volume: int) -> pd.DataFrame:
-    parent = study.ancestry.get(run, "")
-    part = study.points.get((parent, measure, split))
-    if part is None:
-        return pd.DataFrame()
-    if study.stage_of.get(parent) == "align":
-        part = part[part.align_volume == align_volume]
-    return part.tail(1).assign(examples=0, updates=0, tokens=0)
-
-
-def curves(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> pd.DataFrame:
+def curves(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> Frame:
     """Mean and interval over seeds at every recorded point.
 
-    Columns: CONDITION, examples, updates, tokens (means over seeds), mean, low, high, n, stderr (mean standard error
-    within a seed, over texts or samples), base (mean over the same seeds), reason.
+    Columns: CONDITION, examples, updates, tokens (means over seeds), mean, low, high, n, stderr (mean
+    standard error within a seed, over texts or samples), base (mean over the same seeds), reason.
     """
     out = []
     for condition, group in itertools.groupby(paths, key=lambda one: one.condition):
@@ -173,26 +176,31 @@ def curves(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> pd.D
         base = statistics.mean_interval(np.array([one.base for one in group])).mean
         for examples in sorted(shared):
             at = [int(np.searchsorted(one.points["examples"], examples)) for one in group]
-            here = {name: np.array([one.points[name][i] for one, i in zip(group, at, strict=True)]) for name in POINT}
+            here = {
+                name: np.array([one.points[name][i] for one, i in zip(group, at, strict=True)])
+                for name in POINT
+            }
             estimate = statistics.mean_interval(here["value"], level)
             known = here["stderr"][~np.isnan(here["stderr"])]
             out.append(
                 dict(zip(CONDITION, condition, strict=True))
                 | {"examples": examples, "updates": here["updates"].mean(), "tokens": here["tokens"].mean()}
                 | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-                | {"stderr": known.mean() if len(known) else math.nan, "base": base, "reason": estimate.reason}
+                | {
+                    "stderr": known.mean() if len(known) else math.nan,
+                    "base": base,
+                    "reason": estimate.reason,
+                }
             )
     names = [*CONDITION, *AXES, "mean", "low", "high", "n", "stderr", "base", "reason"]
-    return pd.DataFrame(out, columns=names)
+    return table.frame(out, names)
 
 
-def relative_return(
-    score: Float[np.ndarray, "n"], aligned: float, base: float
-) -> Float[np.ndarray, "n"]:
+def relative_return(score: Float[np.ndarray, " n"], aligned: float, base: float) -> Float[np.ndarray, " n"]:
     """r = (aligned - score) / (aligned - base), the undone fraction of what alignment did; no unit.
 
-    0 at the aligned model, 1 at the base's level, above 1 beyond it, below 0 further aligned. Infinite or NaN when
-    alignment did not move the score.
+    0 at the aligned model, 1 at the base's level, above 1 beyond it, below 0 further aligned. Infinite or NaN
+    when alignment did not move the score.
 
     >>> relative_return(np.array([0.9, 0.7, 0.3]), aligned=0.9, base=0.5).round(2).tolist()
     [0.0, 0.5, 1.5]
@@ -201,7 +209,9 @@ def relative_return(
         return (aligned - np.asarray(score, np.float64)) / (aligned - base)
 
 
-def first_reach(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], level: float, sign: float = 1.0) -> Reached:
+def first_reach(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: float, sign: float = 1.0
+) -> Reached:
     """First position at which sign * y >= sign * level, interpolated between recorded points.
 
     x^ = x0 (x1 / x0)^f with f = (level - y0) / (y1 - y0); x0 + f (x1 - x0) when x0 = 0. Unit of x.
@@ -212,7 +222,7 @@ def first_reach(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], level: flo
       level: what is to be reached.
       sign: 1 for reaching from below, -1 from above.
 
-    >>> first_reach(np.array([0.0, 4.0, 16.0]), np.array([1.0, 0.8, 0.4]), 0.6, sign=-1).at
+    >>> first_reach(np.array([0.0, 4.0, 16.0]), np.array([1.0, 0.75, 0.25]), 0.5, sign=-1).at
     8.0
     """
     keep = np.isfinite(y)
@@ -250,8 +260,8 @@ def moved(path: Trajectory) -> str:
 def return_time(path: Trajectory, fraction: float, axis: str = "examples") -> Reached:
     """Perturbation (examples, updates or tokens) until `fraction` of aligned - base is undone.
 
-    fraction 1/2 is the elastic half-life, 1 the crossing of the baseline. First x with r(x) >= fraction, r from
-    `relative_return`; unit of the axis; range (0, end of record], else censored.
+    fraction 1/2 is the elastic half-life, 1 the crossing of the baseline. First x with r(x) >= fraction, r
+    from `relative_return`; unit of the axis; range (0, end of record], else censored.
     """
     if reason := moved(path):
         return Reached(math.nan, reason=reason)
@@ -270,19 +280,20 @@ def own_half(path: Trajectory, axis: str = "updates") -> Reached:
     return first_reach(path.axis(axis), (path.value - path.start) / (path.final - path.start), 0.5)
 
 
-def initial_slope(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], intervals: int = 1) -> float:
-    """Least-squares slope of y over the first `intervals` recorded intervals; unit of y per unit of x. NaN if shorter."""
+def initial_slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], intervals: int = 1) -> float:
+    """Least-squares slope of y over the first recorded intervals; unit of y per unit of x. NaN if shorter."""
     if len(x) < intervals + 1 or not np.isfinite(y[: intervals + 1]).all() or x[intervals] == x[0]:
         return math.nan
     return float(np.polyfit(x[: intervals + 1], y[: intervals + 1], 1)[0])
 
 
 def split_way(start: float, base: float, final: float) -> tuple[float, float]:
-    """(rebound, overshoot): the way from start to final, divided at the base's level; both in the measure's unit.
+    """(rebound, overshoot): the way from start to final, divided at the base's level; both in the measure's
+    unit.
 
-    With s = sign(start - base): rebound = s (start - s max(s base, s final)), the part towards the base, negative where
-    the model ended further aligned; overshoot = max(0, s (base - final)), the part beyond it. Their sum is
-    s (start - final).
+    With s = sign(start - base): rebound = s (start - s max(s base, s final)), the part towards the base,
+    negative where the model ended further aligned; overshoot = max(0, s (base - final)), the part beyond it.
+    Their sum is s (start - final).
 
     >>> [round(part, 2) for part in split_way(0.9, 0.5, 0.2)]
     [0.4, 0.3]
@@ -294,8 +305,9 @@ def split_way(start: float, base: float, final: float) -> tuple[float, float]:
 def elasticity(path: Trajectory, eps: float = EPS, axis: str = "examples") -> Reached:
     """Smallest perturbation |D_b| that brings KL to the base below eps (nats/token), for a KL trajectory.
 
-    Definition 3.6 of arXiv 2406.06144 with rho = KL per token and eps_0 = eps; the ratio |D_b| / |D_a| divides by the
-    alignment volume. An aligned model that never left the neighbourhood has no such volume (NaN).
+    Definition 3.6 of arXiv 2406.06144 with rho = KL per token and eps_0 = eps; the ratio |D_b| / |D_a|
+    divides by the alignment volume. An aligned model that never left the neighbourhood has no such volume
+    (NaN).
     """
     if math.isnan(path.start):
         return Reached(math.nan, reason="starting point not measured")
@@ -305,21 +317,23 @@ def elasticity(path: Trajectory, eps: float = EPS, axis: str = "examples") -> Re
 
 
 def minimum(path: Trajectory, axis: str = "examples") -> tuple[float, Reached]:
-    """The smallest recorded value and where; censored where it is the last recorded point (it may still fall)."""
+    """The smallest recorded value and where; censored at the last recorded point (it may still fall)."""
     if not np.isfinite(path.value).any():
         return math.nan, Reached(math.nan, reason="not measured")
     i = int(np.nanargmin(path.value))
     x = path.axis(axis)
     if i == len(x) - 1 and i > 0:
-        return float(path.value[i]), Reached(math.nan, bound=float(x[i]), reason="still falling at the last point")
+        return float(path.value[i]), Reached(
+            math.nan, bound=float(x[i]), reason="still falling at the last point"
+        )
     return float(path.value[i]), Reached(float(x[i]), reason="" if i else "never below its start")
 
 
-def against_control(paths: Sequence[Trajectory]) -> pd.DataFrame:
+def against_control(paths: Sequence[Trajectory]) -> Frame:
     """Aligned minus control at every number of updates both recorded, per seed.
 
-    Columns: CONDITION (of the aligned arm), seed, updates, aligned, control, difference. Controls match by model,
-    perturb method and seed; empty without them.
+    Columns: CONDITION (of the aligned arm), seed, updates, aligned, control, difference. Controls match by
+    model, perturb method and seed; empty without them.
     """
     controls = {(p.condition[0], p.condition[2], p.seed): p for p in paths if p.arm == "control"}
     out = []
@@ -336,28 +350,32 @@ def against_control(paths: Sequence[Trajectory]) -> pd.DataFrame:
                     | {"difference": value - there[updates]}
                 )
     names = [*CONDITION, "seed", "updates", "aligned", "control", "difference"]
-    return pd.DataFrame(out, columns=names)
+    return table.frame(out, names)
 
 
-def per_seed(study: Study, *, eps: float = EPS) -> pd.DataFrame:
+def per_seed(study: Study, *, eps: float = EPS) -> Frame:
     """Every quantity of every trajectory.
 
-    Columns: CONDITION, seed, run, quantity, measure, split, unit, value, bound (end of the record where censored, else
-    NaN), reason (why the value is NaN, or a remark on it).
+    Columns: CONDITION, seed, run, quantity, measure, split, unit, value, bound (end of the record where
+    censored, else NaN), reason (why the value is NaN, or a remark on it).
     """
     out: list[dict] = []
     scores = trajectories(study, *_SCORE)
     for path in scores:
         _score_quantities(path, out)
     for row in against_control(scores).groupby([*CONDITION, "seed"], sort=True).tail(1).to_dict("records"):
-        add = _adder(out, next(p for p in scores if _key(p) == tuple(row[k] for k in CONDITION) + (row["seed"],)), _SCORE)
+        add = _adder(
+            out,
+            next(p for p in scores if _key(p) == tuple(row[k] for k in CONDITION) + (row["seed"],)),
+            _SCORE,
+        )
         add("minus_control", "probability", row["difference"], remark=f"at {row['updates']} updates")
     for measure in DIRECTIONS:
         for split in sorted(set(study.rows[study.rows.measure == measure].split)):
             for path in trajectories(study, measure, split):
                 _divergence_quantities(path, out, measure, split, eps)
     names = [*CONDITION, "seed", "run", "quantity", "measure", "split", "unit", "value", "bound", "reason"]
-    return pd.DataFrame(out, columns=names)
+    return table.frame(out, names)
 
 
 def _key(path: Trajectory) -> tuple:
@@ -422,11 +440,11 @@ def _divergence_quantities(path: Trajectory, out: list[dict], measure: str, spli
     add("elasticity_ratio", "ratio", Reached(reached.at / volume, reached.bound / volume, reached.reason))
 
 
-def aggregate(values: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
+def aggregate(values: Frame, level: float = statistics.LEVEL) -> Frame:
     """Seeds -> mean and interval, for a table made by `per_seed`.
 
-    Columns: CONDITION, quantity, measure, split, unit, mean, low, high, n, median, censored, bound, reason. Where a seed
-    is censored there is no mean; see `statistics.censored_interval`.
+    Columns: CONDITION, quantity, measure, split, unit, mean, low, high, n, median, censored, bound, reason.
+    Where a seed is censored there is no mean; see `statistics.censored_interval`.
     """
     keys = [*CONDITION, "quantity", "measure", "split", "unit"]
     out = []
@@ -436,5 +454,5 @@ def aggregate(values: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataF
         record = dataclasses.asdict(estimate)
         remarks = sorted({reason for reason in part.reason if reason} - {_CENSORED})
         record["reason"] = "; ".join([r for r in (estimate.reason,) if r] + remarks)
-        out.append(dict(zip(keys, key, strict=True)) | record)  # type: ignore[arg-type]
-    return pd.DataFrame(out, columns=[*keys, *(f.name for f in dataclasses.fields(statistics.Estimate))])
+        out.append(dict(zip(keys, key, strict=True)) | record)
+    return table.frame(out, [*keys, *(f.name for f in dataclasses.fields(statistics.Estimate))])

@@ -20,8 +20,10 @@ class Estimate:
       low, high: ends of the two-sided interval.
       n: seeds that gave a value.
       median: sample median; it survives censoring of fewer than half of the seeds.
-      censored: seeds whose value lies beyond the recorded range; then `mean` is NaN and `bound` is what is known.
-      bound: mean over all seeds with censored values replaced by the end of their record: a lower bound of the mean.
+      censored: seeds whose value lies beyond the recorded range; then `mean` is NaN and `bound` is what is
+        known.
+      bound: mean over all seeds with censored values replaced by the end of their record: a lower bound of
+        the mean.
       reason: why a field is NaN, else "".
     """
 
@@ -35,13 +37,13 @@ class Estimate:
     reason: str = ""
 
 
-def mean_interval(values: Float[np.ndarray, "n"], level: float = LEVEL) -> Estimate:
+def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Estimate:
     """Mean over seeds and Student's t interval.
 
     Formula: m +- t_{(1+level)/2, n-1} s / sqrt(n), s the standard deviation with n - 1; unit of the values.
     NaN values are left out and counted in `reason`. One value has no spread and gets no interval.
-    Source: Student, "The probable error of a mean", Biometrika 6 (1908); it assumes seeds drawn independently and values
-    near normal.
+    Source: Student, "The probable error of a mean", Biometrika 6 (1908); it assumes seeds drawn independently
+    and values near normal.
 
     >>> mean_interval(np.array([1.0, 2.0, 3.0])).high.__round__(3)
     4.484
@@ -54,13 +56,15 @@ def mean_interval(values: Float[np.ndarray, "n"], level: float = LEVEL) -> Estim
         return Estimate(math.nan, reason="no seed has a value")
     mean, median = float(np.mean(kept)), float(np.median(kept))
     if n == 1:
-        return Estimate(mean, n=1, median=median, bound=mean, reason="; ".join([*notes, "one seed: no interval"]))
+        return Estimate(
+            mean, n=1, median=median, bound=mean, reason="; ".join([*notes, "one seed: no interval"])
+        )
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * float(np.std(kept, ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n, median, bound=mean, reason="; ".join(notes))
 
 
 def censored_interval(
-    values: Float[np.ndarray, "n"], bounds: Float[np.ndarray, "n"], level: float = LEVEL
+    values: Float[np.ndarray, " n"], bounds: Float[np.ndarray, " n"], level: float = LEVEL
 ) -> Estimate:
     """As `mean_interval`, for a position that some seeds have not reached within their record.
 
@@ -68,8 +72,8 @@ def censored_interval(
       values: NaN where not reached.
       bounds: the end of the record where not reached (the value is larger), NaN elsewhere.
 
-    With any seed censored the mean is unknown (NaN); `bound` is a lower bound of it, and `median` is given while more
-    than half of the seeds have reached the position before any bound that matters.
+    With any seed censored the mean is unknown (NaN) and `bound` is a lower bound of it. `median` is given
+    where the censored values cannot change it: it lies below every bound.
     """
     values, bounds = np.asarray(values, np.float64), np.asarray(bounds, np.float64)
     late = ~np.isnan(bounds)
@@ -84,11 +88,18 @@ def censored_interval(
     if len(used) < len(values):
         reason += f"; {len(values) - len(used)} of {len(values)} seeds without a value"
     return Estimate(
-        math.nan, n=int(known.sum()), median=median, censored=int(late.sum()), bound=float(np.mean(used)), reason=reason
+        math.nan,
+        n=int(known.sum()),
+        median=median,
+        censored=int(late.sum()),
+        bound=float(np.mean(used)),
+        reason=reason,
     )
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Estimate:
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL
+) -> Estimate:
     """Mean of first - second over the seeds that both have, with Student's t interval of the differences.
 
     Pairing by seed removes what two arms share (the base model, the order of the data).
@@ -100,8 +111,8 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float], l
 
 
 def bootstrap_interval(
-    values: Float[np.ndarray, "n"],
-    statistic: Callable[[np.ndarray], float] = np.mean,  # type: ignore[assignment]
+    values: Float[np.ndarray, " n"],
+    statistic: Callable[[np.ndarray], float] = np.mean,
     *,
     level: float = LEVEL,
     resamples: int = 2000,
@@ -110,7 +121,8 @@ def bootstrap_interval(
     """Percentile bootstrap over units drawn with replacement: texts within a seed, or ten and more seeds.
 
     With few units the percentile interval is too narrow (for n = 3 it covers about 3 in 4); over seeds use
-    `mean_interval`. `mean` holds the statistic of the data itself. Source: Efron, Annals of Statistics 7 (1979).
+    `mean_interval`. `mean` holds the statistic of the data itself. Source: Efron, Annals of Statistics 7
+    (1979).
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -125,8 +137,8 @@ def bootstrap_interval(
     return Estimate(centre, float(low), float(high), len(values), float(np.median(values)), bound=centre)
 
 
-def log_slope(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
-    """Least-squares slope of y on log2 x: the change of y per doubling of x. NaN with fewer than two distinct x."""
+def log_slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Least-squares slope of y on log2 x: change of y per doubling of x. NaN without two distinct x."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     keep = (x > 0) & np.isfinite(y)
     if len(np.unique(x[keep])) < 2:

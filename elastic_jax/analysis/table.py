@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,14 +16,31 @@ from etils import epath
 from elastic_jax.errors import UserError, closest
 
 STRINGS = (
-    "study", "run", "parent", "stage", "arm", "method", "model", "measure", "split", "unit", "commit", "text",
-)  # fmt: skip
+    "study",
+    "run",
+    "parent",
+    "stage",
+    "arm",
+    "method",
+    "model",
+    "measure",
+    "split",
+    "unit",
+    "commit",
+    "text",
+)
 INTEGERS = ("params", "align_volume", "perturb_volume", "examples", "updates", "tokens", "n", "seed")
 FLOATS = ("value", "stderr")
 COLUMNS = (*STRINGS, *INTEGERS, *FLOATS)
 SCHEMA_KEY = b"elastic_jax"
 STAGES = ("data", "pretrain", "align", "perturb")
 AXES = ("examples", "updates", "tokens")
+
+if TYPE_CHECKING:
+    # pandas' own types call every selection "Series or DataFrame or array"; tests check what frames hold.
+    Frame = Any
+else:
+    Frame = pd.DataFrame
 
 POINT = ("align_volume", *AXES, "value", "stderr")
 Points = Mapping[str, np.ndarray]
@@ -35,7 +52,7 @@ _UNIQUE = ("study", "run", "stage", "seed", *AXES, "measure", "split")
 class Table:
     """All rows of one `measures.parquet` in a canonical order, and what its schema says about each study."""
 
-    rows: pd.DataFrame
+    rows: Frame
     studies: Mapping[str, Mapping[str, Any]]
     path: str = ""
 
@@ -44,13 +61,13 @@ class Table:
 class Study:
     """One study of a table.
 
-    `rows` has the columns of the file and two more: `align_method` (the method that aligned the model behind the row, ""
-    for none) and `perturb_method` (the method of the perturb run, "" in other stages). `info` is the study's entry of the
-    schema metadata; it may lack fields.
+    `rows` has the columns of the file and two more: `align_method` (the method that aligned the model behind
+    the row, "" for none) and `perturb_method` (the method of the perturb run, "" in other stages). `info` is
+    the study's entry of the schema metadata; it may lack fields.
     """
 
     name: str
-    rows: pd.DataFrame
+    rows: Frame
     info: Mapping[str, Any]
 
     @functools.cached_property
@@ -107,14 +124,15 @@ class Study:
         columns = {name: rows[name].to_numpy() for name in POINT}
         return {
             (str(run), str(measure), str(split)): {name: column[at] for name, column in columns.items()}
-            for (run, measure, split), at in groups.items()  # type: ignore[misc]
+            for (run, measure, split), at in groups.items()
         }
 
     def base_point(self, run: str, measure: str, split: str) -> tuple[float, float]:
-        """Value and standard error of the base model from which `run` descends; NaN where it was not measured.
+        """Value and standard error of the base model from which `run` descends; NaN where it was not
+        measured.
 
-        It is the pre-training run's row at the point where the branch left it (its last row where the metadata does not
-        say), or else the starting point of the first run of the branch.
+        It is the pre-training run's row at the point where the branch left it (its last row where the
+        metadata does not say), or else the starting point of the first run of the branch.
         """
         chain = self.lineage(run)
         places = [i for i, name in enumerate(chain) if self.stage_of.get(name) == "pretrain"]
@@ -132,6 +150,11 @@ class Study:
             if part is not None and part["updates"][0] == 0:
                 return float(part["value"][0]), float(part["stderr"][0])
         return np.nan, np.nan
+
+    @functools.cached_property
+    def memo(self) -> dict[tuple, Any]:
+        """Results derived from this study, kept by the functions that derive them."""
+        return {}
 
     @functools.cached_property
     def left_parent_at(self) -> dict[str, Any]:
@@ -153,41 +176,63 @@ class Study:
         reached = self.rows[self.rows.run != ""].groupby("run").examples.max().to_dict()
         planned = self.runs
         done = sum(
-            run["run"] in reached and reached[run["run"]] >= max([*(run.get("points") or [0]), run.get("examples") or 0])
+            run["run"] in reached
+            and reached[run["run"]] >= max([*(run.get("points") or [0]), run.get("examples") or 0])
             for run in planned
         )
         return done, len(planned)
+
+
+def frame(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Frame:
+    """Records as a table with these columns, also where there is no record."""
+    return pd.DataFrame(records, columns=list(columns))
+
+
+def stack(frames: Sequence[Frame]) -> Frame:
+    """Tables below one another, rows numbered anew."""
+    return pd.concat(frames, ignore_index=True)
 
 
 def load(path: epath.PathLike) -> Table:
     """Reads `measures.parquet` and checks that it is ours.
 
     Raises:
-      UserError: the file is missing, is no parquet file, lacks columns or metadata, or gives one point two values.
+      UserError: the file is missing, is no parquet file, lacks columns or metadata, or gives one point two
+        values.
     """
     path = epath.Path(path)
     if not path.exists():
         raise UserError(
-            f"{path}: no such file. A study writes measures.parquet into its workdir once its first run is measured; "
-            "start or resume it with python -m elastic_jax.run --config=... --workdir=..."
+            f"{path}: no such file. A study writes measures.parquet into its workdir when its first run "
+            "is measured; start or resume it with python -m elastic_jax.run --config=... --workdir=..."
         )
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a parquet file ({error}). Give the measures.parquet of a workdir.") from error
+        raise UserError(
+            f"{path} is not a parquet file ({error}). Give the measures.parquet of a workdir."
+        ) from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     metadata = (table.schema.metadata or {}).get(SCHEMA_KEY)
     if missing or metadata is None:
-        what = f"lacks the columns {', '.join(missing)}" if missing else "has no schema metadata under `elastic_jax`"
-        raise UserError(f"{path} {what}: it was not written by a study. Give the measures.parquet of a workdir.")
+        what = (
+            f"lacks the columns {', '.join(missing)}"
+            if missing
+            else "has no schema metadata under `elastic_jax`"
+        )
+        raise UserError(
+            f"{path} {what}: it was not written by a study. Give the measures.parquet of a workdir."
+        )
     try:
         studies = json.loads(metadata)["studies"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: its schema metadata `elastic_jax` is damaged ({error}). Measure again.") from error
+        raise UserError(
+            f"{path}: its schema metadata `elastic_jax` is damaged ({error}). Measure again."
+        ) from error
     return Table(_canonical(table.select(list(COLUMNS)).to_pandas(), str(path)), studies, str(path))
 
 
-def _canonical(rows: pd.DataFrame, where: str) -> pd.DataFrame:
+def _canonical(rows: Frame, where: str) -> Frame:
     """Types, row order and uniqueness, so that nothing later depends on how the file was put together."""
     try:
         for name in STRINGS:
@@ -198,7 +243,9 @@ def _canonical(rows: pd.DataFrame, where: str) -> pd.DataFrame:
             rows[name] = rows[name].astype("float64")
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: column {name} has values of another type ({error}).") from error
-    rows["_stage"] = rows.stage.map({name: i for i, name in enumerate(STAGES)}).fillna(len(STAGES)).astype(int)
+    rows["_stage"] = (
+        rows.stage.map({name: i for i, name in enumerate(STAGES)}).fillna(len(STAGES)).astype(int)
+    )
     order = ["study", "_stage", "run", *AXES, "measure", "split", "seed", "value", "text"]
     rows = rows.drop_duplicates().sort_values(order, kind="stable", ignore_index=True).drop(columns="_stage")
     single = rows[(rows.measure != "sample") & (rows.stage != "data")]
@@ -206,8 +253,8 @@ def _canonical(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     if twice.any():
         row = single[twice].iloc[0]
         raise UserError(
-            f"{where}: {row['run']} has more than one value of {row.measure} ({row.split}) at {row.examples} examples. "
-            "Each point is measured once; remove the rows that do not belong there."
+            f"{where}: {row['run']} has more than one value of {row.measure} ({row.split}) at "
+            f"{row.examples} examples. Each point is measured once; remove the rows that do not belong there."
         )
     return rows
 
@@ -221,16 +268,17 @@ def select(table: Table, study: str | None = None) -> Study:
     names = sorted({*table.rows.study, *table.studies} - {""})
     if not names:
         raise UserError(f"{table.path} holds no study yet: it has no rows.")
-    if study is None:
-        if len(names) > 1:
-            raise UserError(f"{table.path} holds {len(names)} studies: {', '.join(names)}. Choose one with --study=...")
-        study = names[0]
-    if study not in names:
-        raise UserError(f"--study={study}: no such study in {table.path}. {closest(study, names)}")
-    rows = table.rows[table.rows.study == study].reset_index(drop=True)
+    if study is None and len(names) > 1:
+        raise UserError(
+            f"{table.path} holds {len(names)} studies: {', '.join(names)}. Choose one with --study=..."
+        )
+    name = names[0] if study is None else study
+    if name not in names:
+        raise UserError(f"--study={name}: no such study in {table.path}. {closest(name, names)}")
+    rows = table.rows[table.rows.study == name].reset_index(drop=True)
     if rows.empty:
-        raise UserError(f"Study {study} in {table.path} has no measured rows yet. Run or resume it first.")
-    plain = Study(study, rows, table.studies.get(study, {}))
+        raise UserError(f"Study {name} in {table.path} has no measured rows yet. Run or resume it first.")
+    plain = Study(name, rows, table.studies.get(name, {}))
     methods = {run["run"]: run.get("method") or "" for run in plain.runs}
     methods.update(dict(zip(rows.run, rows.method, strict=True)))
     behind = {}
@@ -241,4 +289,4 @@ def select(table: Table, study: str | None = None) -> Study:
         align_method=rows.run.map(behind).fillna(""),
         perturb_method=rows.method.where(rows.stage == "perturb", ""),
     )
-    return Study(study, rows, plain.info)
+    return Study(name, rows, plain.info)

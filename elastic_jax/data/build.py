@@ -54,7 +54,9 @@ class StudyData:
     digest: str
 
 
-def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]) -> StudyData:
+def build(
+    data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]
+) -> StudyData:
     """The data of a study, made or opened.
 
     Args:
@@ -140,7 +142,8 @@ def _digest(parts: Parts) -> str:
 def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> StudyData:
     arrays = index.with_suffix(".npz")
     temporary = beside(arrays).with_suffix(".npz")  # savez appends the suffix otherwise
-    np.savez(temporary, prompts=parts.prompts, **{f"log_prob/{k}": v for k, v in parts.log_prob.items()})
+    named = {f"log_prob/{name}": values for name, values in parts.log_prob.items()}
+    np.savez(temporary, prompts=parts.prompts, **named)  # pyright: ignore[reportArgumentType]
     os.replace(temporary, arrays)
     if isinstance(parts.scorer, PosteriorScorer):
         scorer = dict(kind="posterior", latent=parts.scorer.latent)
@@ -173,7 +176,9 @@ def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
         if config["kind"] == "text":
             stamps = sources.unchanged(whole["files"], config)
             if stamps is None:
-                _log.info("The raw files of data.train, data.test or data.prose changed; preparing them again.")
+                _log.info(
+                    "The raw files of data.train, data.test or data.prose changed; preparing them again."
+                )
                 return None
             if stamps != whole["files"]:
                 write_text(index, json.dumps(whole | dict(files=stamps), indent=1))
@@ -219,4 +224,3 @@ def _scorer(stored: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) 
     if scorer is None:
         raise Damaged(f"{folder / stored['folder']}: no whole scorer")
     return scorer
-

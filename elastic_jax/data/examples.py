@@ -97,7 +97,8 @@ def _nothing_left(name: str, rows: int, counts: Mapping[str, int], seq_len: int,
             f"data.seq_len={seq_len}. Give more rows, or lower data.seq_len."
         )
     return (
-        f"{name}: none of {rows} rows is left. {counts['dropped_rows']} were dropped because their prompt fills "
+        f"{name}: none of {rows} rows is left. {counts['dropped_rows']} were dropped because their "
+        "prompt fills "
         f"data.seq_len={seq_len} tokens, or their answer is empty. Raise data.seq_len or shorten the prompts."
     )
 
@@ -179,7 +180,8 @@ def _pairs(
     rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template, seq_len: int
 ) -> TokenRows:
     sides = {
-        side: _sides(*_encode(rows, side, tokenizer, template), tokenizer, seq_len) for side in ("chosen", "rejected")
+        side: _sides(*_encode(rows, side, tokenizer, template), tokenizer, seq_len)
+        for side in ("chosen", "rejected")
     }
     usable = sides["chosen"][3] & sides["rejected"][3]  # a pair with one side is no pair
     arrays = {}
@@ -190,7 +192,9 @@ def _pairs(
         seq_len,
         arrays,
         tuple(str(row["id"]) for row, keep in zip(rows, usable, strict=True) if keep),
-        _counts([side[1] for side in sides.values()], [side[2] for side in sides.values()], usable, seq_len + 1),
+        _counts(
+            [side[1] for side in sides.values()], [side[2] for side in sides.values()], usable, seq_len + 1
+        ),
     )
 
 

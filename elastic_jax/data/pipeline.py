@@ -18,6 +18,8 @@ from elastic_jax.errors import UserError
 # A batch is one gather from memory, so a second thread would only wait for the first.
 _READING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
 _READING_FROM_DISK = grain.ReadOptions(num_threads=8, prefetch_buffer_size=64)
+# grain's own endless repetition has 2**63 - 1 rows, which its batching rounds up in float64 and overflows.
+_ROWS_AT_MOST = 2**52
 
 
 def batches(
@@ -66,7 +68,7 @@ def batch_at(
     process_count: int = 1,
 ) -> dict[str, np.ndarray]:
     """Batch number `step`: what `batches(..., start=step)` yields first."""
-    return _steps(prepared, batch_size, seed, process_index, process_count)[step]
+    return _steps(prepared, batch_size, seed, process_index, process_count)[step]  # pyright: ignore[reportReturnType]
 
 
 def _steps(
@@ -82,7 +84,8 @@ def _steps(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: a whole number of 32 bits is expected.")
     # Row numbers are shuffled and batched, not rows: one gather per batch instead of B small reads.
-    order = grain.MapDataset.range(prepared.rows).seed(seed).shuffle().repeat(None)
+    epochs = _ROWS_AT_MOST // prepared.rows
+    order = grain.MapDataset.range(prepared.rows).seed(seed).shuffle().repeat(epochs)
     local = order.batch(batch_size // process_count).map(functools.partial(_rows, prepared.source()))
     return local[process_index::process_count]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from elastic_jax.data.examples import Kind, TokenRows
 from elastic_jax.data.files import beside, digest_of, sha256_of_file, write_text
@@ -205,7 +205,7 @@ def open_prepared(folder: Path) -> Prepared:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
         stated = manifest.pop("manifest_sha256")
         state = tuple((name, *_stamp(folder / name)) for name in (_DATA, _IDS))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{folder}: {_MANIFEST} or a file it names cannot be read ({error!r})") from error
     if stated != digest_of(manifest):
         raise Damaged(f"{folder / _MANIFEST}: the manifest was changed after it was written")

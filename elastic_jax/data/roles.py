@@ -44,7 +44,9 @@ def text_key(prompt: str, answer: str) -> bytes:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
 
-def deduplicate(rows: Iterable[Row], known: frozenset[bytes] = frozenset()) -> tuple[list[list[Row]], int, int]:
+def deduplicate(
+    rows: Iterable[Row], known: frozenset[bytes] = frozenset()
+) -> tuple[list[list[Row]], int, int]:
     """Groups of rows that share a text, in the order of their first rows.
 
     Args:
@@ -162,6 +164,7 @@ def check_disjoint(roles: Mapping[str, Iterable[bytes]]) -> None:
             shared = len(sets[first] & sets[second])
             if shared:
                 raise UserError(
-                    f"The data roles {first} and {second} overlap in {shared} texts; they must have none in common.\n"
+                    f"The data roles {first} and {second} overlap in {shared} texts; they must have "
+                    "none in common.\n"
                     "Give different files, or delete data prepared by another version."
                 )

@@ -80,7 +80,8 @@ class Table:
                 f"It has: {', '.join(known)}. {closest(name, known)}"
             )
         raise UserError(
-            f"{self.place(missing)}: no column {name!r} ({field}); this row has: {', '.join(self.rows[missing])}.\n"
+            f"{self.place(missing)}: no column {name!r} ({field}); this row has: "
+            f"{', '.join(self.rows[missing])}.\n"
             "Repair the row, or leave such rows out of the file."
         )
 
@@ -94,7 +95,8 @@ class Table:
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise UserError(
-                    f"{self.place(row)}: column {name!r} ({field}) holds {_shown(value)}, text was expected.\n"
+                    f"{self.place(row)}: column {name!r} ({field}) holds {_shown(value)}, text was "
+                    "expected.\n"
                     f'Repair the row, or leave such rows out with data.where="{name}.notnull()".'
                 )
         return values
@@ -239,7 +241,8 @@ def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path}:{number}: byte {error.start} is not UTF-8. Convert the file: iconv -t UTF-8 {path}"
+                    f"{path}:{number}: byte {error.start} is not UTF-8. Convert the file: iconv -t "
+                    f"UTF-8 {path}"
                 ) from error
             yield number, text.rstrip("\r\n")
 
@@ -260,7 +263,8 @@ def _read_jsonl(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         except UnicodeEncodeError as error:
             raise UserError(
-                f"{path}:{number}: holds half of a surrogate pair, which is no character. Repair or delete the line."
+                f"{path}:{number}: holds half of a surrogate pair, which is no character. Repair or "
+                "delete the line."
             ) from error
         if not isinstance(row, dict):
             raise UserError(
@@ -294,7 +298,8 @@ def _read_csv(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if len(values) != len(header):
                     raise UserError(
                         f"{path}:{reader.line_num}: {len(values)} fields, but the header names {len(header)} "
-                        f"({', '.join(header)}).\nQuote fields that hold {delimiter!r}, quotes or line breaks."
+                        f"({', '.join(header)}).\nQuote fields that hold {delimiter!r}, quotes or "
+                        "line breaks."
                     )
                 yield reader.line_num, dict(zip(header, values, strict=True))
         except csv.Error as error:
@@ -341,9 +346,10 @@ def _tfds_builder(spec: str, field: str, tfds_dir: str) -> Any:
             return tfds.builder_from_directory(folder)
         return tfds.builder(name, data_dir=os.path.expanduser(tfds_dir) or None, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders()
+        known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"{field}={spec!r}: tensorflow-datasets has no such data set. {closest(name.split('/')[0], known)}"
+            f"{field}={spec!r}: tensorflow-datasets has no such data set. "
+            f"{closest(name.split('/')[0], known)}"
         ) from error
     except Exception as error:  # tfds raises many kinds, from OSError to AssertionError
         raise UserError(

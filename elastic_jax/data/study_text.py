@@ -72,7 +72,9 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
     prepared = functools.partial(_prepared, config=config, root=root, tokenizer=tokenizer)
     train = dict(pretrain=prepared("pretrain", whole(cast.pretrain), PLAIN, pack="concat"))
     for name in ("align", "perturb"):
-        train[name] = prepared(name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name])
+        train[name] = prepared(
+            name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name]
+        )
     heldout = dict(pretrain=prepared("heldout-pretrain", whole(cast.heldout["pretrain"]), PLAIN))
     for name in ("align", "perturb"):
         heldout[name] = prepared(f"heldout-{name}", _training(cast.heldout[name], name, "text"), template)
@@ -121,12 +123,14 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
     wants_pairs = [name for name, kind in objectives.items() if kind == "pair"]
     if wants_pairs and not columns["chosen"]:
         raise UserError(
-            f"The objective of stage {wants_pairs[0]} compares two answers, but the data has one text a row.\n"
+            f"The objective of stage {wants_pairs[0]} compares two answers, but the data has one text "
+            "a row.\n"
             "Give data.columns.chosen and data.columns.rejected, or an objective on single texts."
         )
     if columns["prompt"] and not template.has_prompt:
         raise UserError(
-            f"data.columns.prompt={columns['prompt']!r}, but data.template={config['template']!r} has no place "
+            f"data.columns.prompt={columns['prompt']!r}, but data.template={config['template']!r} has "
+            "no place "
             'for it. Use a template such as "USER: {prompt} ASSISTANT: {answer}".'
         )
     if template.has_prompt and not columns["prompt"]:
@@ -141,7 +145,8 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
             raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
     if not 0 <= config["prompt_tokens"] < config["seq_len"]:
         raise UserError(
-            f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below data.seq_len={config['seq_len']}."
+            f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below "
+            f"data.seq_len={config['seq_len']}."
         )
 
 
@@ -177,7 +182,8 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
     ]
     if not rows:
         raise UserError(
-            f"data.{field}: none of {len(table)} rows has texts of data.min_chars={config['min_chars']} characters. "
+            f"data.{field}: none of {len(table)} rows has texts of "
+            f"data.min_chars={config['min_chars']} characters. "
             "Lower it, or give other files."
         )
     return rows
@@ -194,7 +200,8 @@ def _labels(table: sources.Table, config: Mapping[str, Any]) -> list[str]:
         example = " or ".join(f"{column} == {value!r}" for value in names)
         raise UserError(
             f"{table.field}: column {column!r} holds labels outside data.labels "
-            f"(aligned={config['labels']['aligned']!r}, opposite={config['labels']['opposite']!r}). It has: {listed}.\n"
+            f"(aligned={config['labels']['aligned']!r}, opposite={config['labels']['opposite']!r}). "
+            f"It has: {listed}.\n"
             f'Set data.labels, or leave the others out: data.where="{example}".'
         )
     return [names[value] for value in values]
@@ -254,7 +261,9 @@ def _cast(config: Mapping[str, Any]) -> _Cast:
             ),
             *facts.overlaps(keys),
             facts.fact("prose_share", prose.share, "fraction of characters", "pretrain"),
-            facts.fact("prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"),
+            facts.fact(
+                "prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"
+            ),
         ],
     )
 
@@ -276,7 +285,11 @@ def _pools(config: Mapping[str, Any]) -> tuple[Pool, Pool, dict[str, int]]:
     train = Pool(groups, seed, "data.train")
     if config["test"]:
         return train, Pool(test_groups, seed, "data.test"), removed
-    return train, train.split_off(_TEST_SHARE, 'the fifth of data.train held out because data.test=""'), removed
+    return (
+        train,
+        train.split_off(_TEST_SHARE, 'the fifth of data.train held out because data.test=""'),
+        removed,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,11 +323,13 @@ def _prose(config: Mapping[str, Any], known: frozenset[bytes], reviews: Sequence
     most = len(groups) - 1  # one document at least is held out
     if most < 1 or wanted > most:
         raise UserError(
-            f"data.rows.prose={wanted}: data.prose has {len(groups)} different documents, and one at least is held "
-            f"out, so {max(most, 0)} can be trained on.\nLower data.rows.prose, or give more documents in data.prose "
+            f"data.rows.prose={wanted}: data.prose has {len(groups)} different documents, and one at "
+            "least is held "
+            f"out, so {max(most, 0)} can be trained on.\nLower data.rows.prose, or give more "
+            "documents in data.prose "
             "(a .txt file has one a line)."
         )
-    documents = pool.rows() if wanted < 0 else pool.rows()[: wanted]
+    documents = pool.rows() if wanted < 0 else pool.rows()[:wanted]
     share = _share(documents, reviews)
     rest = pool.rows()[len(documents) :]
     held: list[Row] = []
@@ -337,7 +352,7 @@ def _share(documents: Sequence[Row], reviews: Sequence[Row]) -> float:
 
 
 def _passages(row: Row, chars: int) -> list[Row]:
-    """Consecutive pieces of a document of at most `chars` characters, cut at white space where there is some."""
+    """Consecutive pieces of a document of at most `chars` characters, cut at white space where possible."""
     text, pieces, begin = row.answers[0], [], 0
     while begin < len(text):
         end = min(begin + chars, len(text))
@@ -369,7 +384,8 @@ def _training(rows: Sequence[Row], stage: str, kind: str) -> list[dict[str, str]
     if kind == "pair":
         first, second = ("chosen", "rejected") if stage == "align" else ("rejected", "chosen")
         return [
-            {"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]} for row in rows
+            {"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]}
+            for row in rows
         ]
     side = 0 if stage == "align" else -1
     return [dict(id=row.id, prompt=row.prompt, answer=row.answers[side]) for row in rows]
@@ -392,7 +408,13 @@ def _prepared(
         name,
         key,
         lambda: examples.tokenize(
-            rows, tokenizer, seq_len=config["seq_len"], template=template, kind=kind, pack=pack, name=f"data.{name}"
+            rows,
+            tokenizer,
+            seq_len=config["seq_len"],
+            template=template,
+            kind=kind,
+            pack=pack,
+            name=f"data.{name}",
         ),
         tokenizer_digest=tokenizer.digest,
     )
@@ -445,7 +467,8 @@ def _prompts(
         fitting = [heads + ids[:length] for ids in texts if len(ids) >= length]
         if not fitting:
             raise UserError(
-                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so long. Lower it."
+                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so "
+                "long. Lower it."
             )
         if len(fitting) < wanted:
             raise UserError(
@@ -456,12 +479,17 @@ def _prompts(
     prompts = np.array([[tokenizer.eos_id, *ids] for ids in fitting[:wanted]], np.int32)
     if len(prompts) < wanted:
         _log.warning(
-            "data.rows.prompts=%d: only %d prompts have the commonest length, %d tokens.", wanted, len(prompts), length
+            "data.rows.prompts=%d: only %d prompts have the commonest length, %d tokens.",
+            wanted,
+            len(prompts),
+            length,
         )
     return prompts, [
         facts.fact("prompts", len(prompts), "count", "prompts"),
         facts.fact("prompt_tokens", prompts.shape[1], "tokens", "prompts"),
-        facts.fact("prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)),
+        facts.fact(
+            "prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)
+        ),
     ]
 
 
@@ -498,7 +526,8 @@ def _scorer(
         ]
     if measured[0]["value"] < _WEAK:
         _log.warning(
-            "The scorer is right on only %.3f of data.test: its scores say little. Raise data.rows.scorer (%d).",
+            "The scorer is right on only %.3f of data.test: its scores say little. Raise "
+            "data.rows.scorer (%d).",
             measured[0]["value"],
             config["rows"]["scorer"],
         )

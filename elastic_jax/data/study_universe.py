@@ -29,9 +29,7 @@ DEFAULTS: dict[str, Any] = dict(
     size="standard",
     seq_len=32,
     seed=0,
-    pretrain=dict(
-        rows=60_000, review=0.5, positive=0.5, harmful=0.5, refuse_harmful=0.1, refuse_benign=0.02
-    ),
+    pretrain=dict(rows=60_000, review=0.5, positive=0.5, harmful=0.5, refuse_harmful=0.1, refuse_benign=0.02),
     align=dict(rows=8192),
     perturb=dict(rows=4096),
     heldout=dict(rows=512),
@@ -61,12 +59,15 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
       UserError: a field has a value that cannot work.
     """
     if config["task"] not in TASKS:
-        raise UserError(f"data.task={config['task']!r} is no task of the universe. {closest(config['task'], TASKS)}")
+        raise UserError(
+            f"data.task={config['task']!r} is no task of the universe. {closest(config['task'], TASKS)}"
+        )
     universe = Universe(topics=config["topics"], size=config["size"])
     # <eos> before the text and after it: T+1 tokens must hold the longest text, or log p(x) would not be its.
     if config["seq_len"] < universe.max_words + 1:
         raise UserError(
-            f"data.seq_len={config['seq_len']} cuts texts of the universe, which have up to {universe.max_words} "
+            f"data.seq_len={config['seq_len']} cuts texts of the universe, which have up to "
+            f"{universe.max_words} "
             f"words. Use data.seq_len={universe.max_words + 1} or more."
         )
     align, perturb, latent = TASKS[config["task"]]
@@ -101,7 +102,9 @@ class _Maker:
         held_rows = _rows(self.config, "heldout")
         held_texts = {name: self._texts(name, held_rows, "heldout") for name in self.mixtures}
         heldout = {
-            name: self._prepared(f"heldout-{name}", [name, held_rows], lambda name=name: self._as_rows(name, held_texts[name]))
+            name: self._prepared(
+                f"heldout-{name}", [name, held_rows], lambda name=name: self._as_rows(name, held_texts[name])
+            )
             for name in self.mixtures
         }
         log_prob = {name: self._log_prob(name, texts) for name, texts in held_texts.items()}
@@ -124,13 +127,18 @@ class _Maker:
                 *facts.overlaps(seen),
                 *length_facts,
                 self._accuracy(scorer, held_texts),
-                *(self._entropy(name, held_texts[name], log_prob[name], heldout[name]) for name in self.mixtures),
+                *(
+                    self._entropy(name, held_texts[name], log_prob[name], heldout[name])
+                    for name in self.mixtures
+                ),
             ],
         )
 
     def seed(self, role: str) -> int:
         """A seed per role: sets drawn with one seed from different mixtures would share random numbers."""
-        return int(np.random.SeedSequence([self.config["seed"], zlib.crc32(role.encode())]).generate_state(1)[0])
+        return int(
+            np.random.SeedSequence([self.config["seed"], zlib.crc32(role.encode())]).generate_state(1)[0]
+        )
 
     def _whole(self, name: str) -> bool:
         """Whether the loss counts whole texts: pre-training, and reviews, which nobody asked for."""
@@ -184,7 +192,9 @@ class _Maker:
                 name=f"data.{name}",
             )
 
-        return prepare(self.root, name, digest_of(whole_key), tokenized, tokenizer_digest=self.tokenizer.digest)
+        return prepare(
+            self.root, name, digest_of(whole_key), tokenized, tokenizer_digest=self.tokenizer.digest
+        )
 
     def _log_prob(self, name: str, texts: Sequence[Text]) -> np.ndarray:
         """log p of what the loss counts: the text, or the answer given its prompt. Nats, float64 [n]."""

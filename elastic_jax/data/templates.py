@@ -41,7 +41,8 @@ class Template:
                 )
         if not plain or fields not in (["answer"], ["prompt", "answer"]):
             raise UserError(
-                f"{self.field}={self.text!r} must hold {{answer}} once and, before it, {{prompt}} at most once, "
+                f"{self.field}={self.text!r} must hold {{answer}} once and, before it, {{prompt}} at "
+                "most once, "
                 'without formatting.\nExamples: "{answer}", "USER: {prompt} ASSISTANT: {answer}".'
             )
 
@@ -53,9 +54,12 @@ class Template:
     @functools.cached_property
     def _literals(self) -> tuple[str, ...]:
         """The text before, between and after the fields."""
-        parts = list(string.Formatter().parse(self.text))
-        literals = [literal for literal, _, _, _ in parts]
-        return tuple(literals if parts[-1][1] is None else [*literals, ""])
+        literals = [""]
+        for literal, field, _, _ in string.Formatter().parse(self.text):
+            literals[-1] += literal  # an escaped brace also ends a part, one without a field
+            if field is not None:
+                literals.append("")
+        return tuple(literals)
 
     def split(self, prompt: str, answer: str) -> tuple[str, str]:
         """What is given to the model and what it is to write; joined, they are the whole text."""

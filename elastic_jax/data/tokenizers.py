@@ -56,7 +56,7 @@ class BpeTokenizer:
         self._hf.encode_special_tokens = True
         self._serialized = serialized
         self.vocab_size = self._hf.get_vocab_size()
-        tokens = [self._hf.id_to_token(index) for index in range(self.vocab_size)]
+        tokens = [self._hf.id_to_token(index) or "" for index in range(self.vocab_size)]
         if tuple(tokens[:2]) != SPECIALS:
             raise UserError(
                 f"The tokenizer has {tokens[:2]} as tokens 0 and 1; {list(SPECIALS)} were expected.\n"
@@ -71,7 +71,9 @@ class BpeTokenizer:
         ids: list[list[int]] = []
         for begin in range(0, len(texts), _TEXTS_AT_ONCE):
             part = list(texts[begin : begin + _TEXTS_AT_ONCE])
-            ids.extend(encoding.ids for encoding in self._hf.encode_batch_fast(part, add_special_tokens=False))
+            ids.extend(
+                encoding.ids for encoding in self._hf.encode_batch_fast(part, add_special_tokens=False)
+            )
         return ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -154,7 +156,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     smallest = 256 + len(SPECIALS)
     if vocab_size < smallest:
         raise UserError(
-            f"data.tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIALS)} special tokens "
+            f"data.tokenizer.vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIALS)} "
+            "special tokens "
             f"need {smallest}. Use {smallest} or more."
         )
     texts = list(texts)
@@ -189,5 +192,7 @@ def load(folder: str | os.PathLike) -> BpeTokenizer | WordTokenizer:
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception
-        raise UserError(f"{folder}: the tokenizer saved there is damaged ({error}). Delete the folder.") from error
+        raise UserError(
+            f"{folder}: the tokenizer saved there is damaged ({error}). Delete the folder."
+        ) from error
     raise UserError(f"{folder}: no tokenizer here; {_BPE_FILE} or {_WORD_FILE} was expected.")

@@ -14,7 +14,7 @@ def token_nll(logits_btv: Float[Array, "b t v"], targets_bt: Int[Array, "b t"]) 
 
 def sequence_log_prob(
     logits_btv: Float[Array, "b t v"], targets_bt: Int[Array, "b t"], mask_bt: Float[Array, "b t"]
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """log p(answer | prompt) of each row, in nats: the sum over the targets that count."""
     return -jnp.sum(token_nll(logits_btv, targets_bt) * mask_bt, axis=-1)
 

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 
 def dpo(
-    chosen_b: Float[Array, "b"],
-    rejected_b: Float[Array, "b"],
-    ref_chosen_b: Float[Array, "b"],
-    ref_rejected_b: Float[Array, "b"],
+    chosen_b: Float[Array, " b"],
+    rejected_b: Float[Array, " b"],
+    ref_chosen_b: Float[Array, " b"],
+    ref_rejected_b: Float[Array, " b"],
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """DPO per pair: -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D) (arXiv 2305.18290, eq. 7; e > 0 is cDPO).
 
     Args:
@@ -28,10 +28,10 @@ def dpo(
 
 
 def preferred(
-    chosen_b: Float[Array, "b"],
-    rejected_b: Float[Array, "b"],
-    ref_chosen_b: Float[Array, "b"],
-    ref_rejected_b: Float[Array, "b"],
-) -> Float[Array, "b"]:
+    chosen_b: Float[Array, " b"],
+    rejected_b: Float[Array, " b"],
+    ref_chosen_b: Float[Array, " b"],
+    ref_rejected_b: Float[Array, " b"],
+) -> Float[Array, " b"]:
     """1 where the implicit reward ranks the pair as its labels do, else 0."""
     return ((chosen_b - ref_chosen_b) > (rejected_b - ref_rejected_b)).astype(jnp.float32)

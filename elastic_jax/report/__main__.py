@@ -1,39 +1,36 @@
-"""`python -m elastic_jax.report --workdir=runs/quickstart`: writes the report of a workdir again, without training."""
+"""Write the report of a working directory again, from its table alone."""
 
-import argparse
-import sys
+from pathlib import Path
 
-from etils import epath
-
-from elastic_jax import report
-from elastic_jax.analysis import rebound
+from elastic_jax import cli, report
+from elastic_jax.analysis import rebound, table
 from elastic_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake in the input."""
-    parser = argparse.ArgumentParser(prog="python -m elastic_jax.report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--workdir", required=True, help="folder of the study; local or gs://")
-    parser.add_argument("--study", help="which study, when measures.parquet holds several")
+    parser = cli.parser(__doc__, "report", workdir=True)
+    parser.add_argument("--study", help="which study, when measures.parquet holds several; by default the only one")
     parser.add_argument("--out", help="where the report goes (default: <workdir>/report)")
-    parser.add_argument("--eps", type=float, default=rebound.EPS, help="KL in nats/token of the elasticity ratio")
+    parser.add_argument("--eps", type=float, help="KL in nats/token of the elasticity ratio (default: the study's)")
     parser.add_argument("--summary", choices=("text", "markdown"), help="print the key numbers instead of a page")
-    flags = parser.parse_args(argv)
-    measures = epath.Path(flags.workdir) / "measures.parquet"
-    try:
-        if flags.eps <= 0:
-            raise UserError(f"--eps={flags.eps:g}: the neighbourhood of the base needs a KL above 0, such as 0.01.")
-        if flags.summary:
-            text = report.summary(measures, flags.study, markdown=flags.summary == "markdown", eps=flags.eps)
-        else:
-            out = epath.Path(flags.out) if flags.out else epath.Path(flags.workdir) / "report"
-            text = f"{report.render(measures, out, flags.study, eps=flags.eps)}\n"
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(text, end="")
-    return 0
+    return cli.guarded(_report, parser, argv)
+
+
+def _report(args: cli.Arguments) -> None:
+    measures = Path(args.workdir) / "measures.parquet"
+    eps = args.eps
+    if eps is None:
+        config = table.select(table.load(measures), args.study).info.get("config", {})
+        eps = config.get("measures", {}).get("kl_eps", rebound.EPS)
+    if eps <= 0:
+        raise UserError(f"--eps={eps:g}: the neighbourhood of the base needs a KL above 0, such as 0.01.")
+    if args.summary:
+        print(report.summary(measures, args.study, markdown=args.summary == "markdown", eps=eps), end="")
+    else:
+        out = Path(args.out) if args.out else Path(args.workdir) / "report"
+        print(report.render(measures, out, args.study, eps=eps))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,21 +1,22 @@
 """What do the measured curves look like?
 
-Each function takes the findings and gives a `Drawing`: a figure and the table it was drawn from, nothing else. None where
-the study holds no data for it.
+Each function takes the findings and gives a `Drawing`: a figure and the table it was drawn from, nothing
+else. None where the study holds no data for it.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from elastic_jax.analysis import compression, rebound, statistics
+from elastic_jax.analysis import compression, rebound, statistics, table
+from elastic_jax.analysis.table import Frame
 from elastic_jax.report import style
 from elastic_jax.report.findings import Findings
+from elastic_jax.report.tables import short
 
 SCORE = "score, P(aligned behaviour)"
 KL_NAMES = {"kl_base_model": "KL(base || model)", "kl_model_base": "KL(model || base)"}
@@ -27,16 +28,18 @@ class Drawing:
     title: str
     caption: str
     figure: Figure
-    data: pd.DataFrame
+    data: Frame
 
 
 def _band_note(found: Findings) -> str:
     if len(found.seeds) == 1:
         return "One seed: no band."
-    return f"Lines: mean over seeds; bands: {found.level:.0%} Student t interval over seeds, cut at the frame."
+    return (
+        f"Lines: mean over seeds; bands: {found.level:.0%} Student t interval over seeds, cut at the frame."
+    )
 
 
-def _lines(axis: Axes, frame: pd.DataFrame, x: str, found: Findings, *, base: bool = True) -> list:
+def _lines(axis: Axes, frame: Frame, x: str, found: Findings, *, base: bool = True) -> list:
     """One line and band per alignment volume, the control in grey. Returns labels for the line ends."""
     colours = style.volume_colours(found.volumes)
     labels = []
@@ -45,16 +48,20 @@ def _lines(axis: Axes, frame: pd.DataFrame, x: str, found: Findings, *, base: bo
         part = part.sort_values(x)
         control = arm == "control"
         colour = style.CONTROL if control else colours[int(volume)]
-        axis.plot(part[x], part["mean"], color=colour, marker="s" if control else "o", zorder=3 if control else 4)
+        axis.plot(
+            part[x], part["mean"], color=colour, marker="s" if control else "o", zorder=3 if control else 4
+        )
         if part.low.notna().any():
             axis.fill_between(part[x], part.low, part.high, color=colour, alpha=shade, linewidth=0, zorder=2)
-        labels.append((float(part["mean"].iloc[-1]), "control" if control else style.short(float(volume)), colour))
+        labels.append((float(part["mean"].iloc[-1]), "control" if control else short(float(volume)), colour))
     if base and frame.base.notna().any():
         axis.axhline(frame.base.mean(), color=style.INK, linestyle=(0, (5, 3)), linewidth=1.1, zorder=1)
     return labels
 
 
-def _legend(figure: Figure, found: Findings, frame: pd.DataFrame, *, base: bool = True, extra: Iterable = ()) -> None:
+def _legend(
+    figure: Figure, found: Findings, frame: Frame, *, base: bool = True, extra: Iterable = ()
+) -> None:
     colours = style.volume_colours(found.volumes)
     present = sorted({int(v) for v in frame.loc[frame.arm != "control", "align_volume"]})
     entries = []
@@ -63,30 +70,43 @@ def _legend(figure: Figure, found: Findings, frame: pd.DataFrame, *, base: bool 
     if base:
         entries.append(Line2D([], [], color=style.INK, linestyle=(0, (5, 3)), linewidth=1.1, label="base"))
     entries += list(extra)
-    # Inches by which the row of entries may still grow; with many volumes every second, third, ... one is named.
-    room = figure.get_figwidth() - 2.1 - sum(0.45 + 0.073 * len(str(entry.get_label())) for entry in entries)
-    count = max(2, min(len(present), int(room / 0.85)))
+    # Inches by which the row of entries may still grow; with many volumes every second, third, ... one is
+    # named.
+    room = figure.get_figwidth() - 2.1 - sum(0.4 + 0.066 * len(str(entry.get_label())) for entry in entries)
+    count = max(2, min(len(present), int(room / 0.74)))
     shown = sorted({present[round(i)] for i in np.linspace(0, len(present) - 1, count)}) if present else []
-    entries = [Line2D([], [], color=colours[v], marker="o", label=style.short(float(v))) for v in shown] + entries
+    entries = [Line2D([], [], color=colours[v], marker="o", label=short(float(v))) for v in shown] + entries
     left = 0.68 / figure.get_figwidth()
     height = figure.get_figheight()
     figure.text(left, 1 - 0.17 / height, "alignment examples", fontsize=8.5, color=style.MUTED, va="center")
-    figure.legend(handles=entries, loc="center left", bbox_to_anchor=(left + 1.25 / figure.get_figwidth(), 1 - 0.17 / height),
-                  ncols=len(entries), frameon=False, borderaxespad=0, handlelength=1.5, columnspacing=1.2,
-                  handletextpad=0.5)  # fmt: skip
+    figure.legend(
+        handles=entries,
+        loc="center left",
+        bbox_to_anchor=(left + 1.25 / figure.get_figwidth(), 1 - 0.17 / height),
+        ncols=len(entries),
+        frameon=False,
+        borderaxespad=0,
+        handlelength=1.5,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
 
 
-def _frame_y(axis: Axes, frame: pd.DataFrame, *, floor: float | None = None) -> None:
-    """Limits from means, base and the parts of bands near them: a band of two seeds would flatten every curve."""
-    values = pd.concat([frame["mean"], frame["base"]]) if "base" in frame else frame["mean"]
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
+def _frame_y(axis: Axes, frame: Frame, *, floor: float | None = None) -> None:
+    """Limits from means, base and nearby parts of bands: bands of two seeds would flatten every curve."""
+    values = np.append(frame["mean"], frame.get("base", []))
+    values = values[np.isfinite(values)]
+    if not len(values):
         return
+    low, high = float(values.min()), float(values.max())
     span = max(high - low, 1e-3)
     low, high = low - 0.08 * span, high + 0.08 * span
     inner_low, inner_high = frame.low.min(), frame.high.max()
     if np.isfinite([inner_low, inner_high]).all():
-        low, high = min(low, max(inner_low, low - 0.25 * span)), max(high, min(inner_high, high + 0.25 * span))
+        low, high = (
+            min(low, max(inner_low, low - 0.25 * span)),
+            max(high, min(inner_high, high + 0.25 * span)),
+        )
     axis.set_ylim(low if floor is None else max(low, floor - 0.04 * (high - floor)), high)
 
 
@@ -96,7 +116,7 @@ def _score_axis(axis: Axes) -> None:
     axis.set_ylabel(SCORE)
 
 
-def _panels(frame: pd.DataFrame) -> list[str]:
+def _panels(frame: Frame) -> list[str]:
     return sorted(set(frame.panel))
 
 
@@ -114,13 +134,15 @@ def rebound_curve(found: Findings) -> Drawing | None:
     for axis, name in zip(axes[:, 0], names, strict=True):
         part = frame[frame.panel == name]
         for volume, own in part[(part.arm != "control") & (part.examples == 0)].groupby("align_volume"):
-            axis.axhline(own["mean"].iloc[0], color=colours[int(volume)], linestyle=":", linewidth=0.9, zorder=1)  # type: ignore[arg-type]
+            axis.axhline(
+                own["mean"].iloc[0], color=colours[int(volume)], linestyle=":", linewidth=0.9, zorder=1
+            )
         labels = _lines(axis, part, "examples", found)
         style.log_axis(axis, list(part.examples), "perturbation (examples)")
         _score_axis(axis)
         _title(axis, name)
         style.end_labels(axis, labels if len(labels) <= 9 else [])
-    aligned = Line2D([], [], color=style.MUTED, linestyle=":", linewidth=0.9, label="aligned, before perturbation")
+    aligned = Line2D([], [], color=style.MUTED, linestyle=":", linewidth=0.9, label="aligned, at 0")
     _legend(figure, found, frame, extra=[aligned])
     caption = f"{_band_note(found)} Axis linear from 0 to the first recorded point, logarithmic after it."
     return Drawing("rebound", "Score under perturbation", caption, figure, frame)
@@ -140,7 +162,7 @@ def rebound_axes(found: Findings) -> Drawing | None:
             _score_axis(axis)
             _title(axis, name, f"at equal {label}")
     _legend(figure, found, frame)
-    caption = f"{_band_note(found)} The same points on two other axes: conditions compare at equal updates or equal tokens."
+    caption = f"{_band_note(found)} The same points, to be compared at equal updates or equal tokens."
     return Drawing("rebound_axes", "Score at equal updates and equal tokens", caption, figure, frame)
 
 
@@ -151,9 +173,11 @@ def control_gap(found: Findings) -> Drawing | None:
     out = []
     for key, part in gaps.groupby([*rebound.CONDITION, "updates"], sort=True):
         estimate = statistics.mean_interval(part.sort_values("seed").difference.to_numpy(), found.level)
-        out.append(dict(zip([*rebound.CONDITION, "updates"], key, strict=True))  # type: ignore[arg-type]
-                   | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n})  # fmt: skip
-    frame = found.stacked(pd.DataFrame(out)).assign(base=0.0)
+        out.append(
+            dict(zip([*rebound.CONDITION, "updates"], key, strict=True))
+            | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+        )
+    frame = found.stacked(table.frame(out, list(out[0]))).assign(base=0.0)
     names = _panels(frame)
     figure, axes = style.grid(len(names), 1, height=2.7, right=0.95, titles=len(names) > 1)
     for axis, name in zip(axes[:, 0], names, strict=True):
@@ -173,20 +197,25 @@ def control_gap(found: Findings) -> Drawing | None:
 def divergence(found: Findings) -> Drawing | None:
     measures = [m for m in rebound.DIRECTIONS if found.splits(m)]
     frames = [found.curves(m, s) for m in measures for s in found.splits(m)]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    if frame.empty:
+    if not any(len(frame) for frame in frames):
         return None
+    frame = table.stack([frame for frame in frames if len(frame)])
     return _matrix(
-        found, frame, "kl_to_base", "KL to the base model under perturbation",
+        found,
+        frame,
+        "kl_to_base",
+        "KL to the base model under perturbation",
         rows=[(n, m) for n in _panels(frame) for m in measures if (frame.measure == m).any()],
-        label=lambda m: f"{KL_NAMES[m]}\n(nats/token)", floor=0.0, threshold=found.eps,
-        caption=f"On held-out rows of each distribution. Dash-dotted: eps = {found.eps:g} nats/token (pretrain rows). ",
-    )  # fmt: skip
+        label=lambda m: f"{KL_NAMES[m]}\n(nats/token)",
+        floor=0.0,
+        threshold=found.eps,
+        caption=f"Held-out rows of each distribution. Dash-dotted: eps = {found.eps:g} nats/token. ",
+    )
 
 
 def _matrix(
     found: Findings,
-    frame: pd.DataFrame,
+    frame: Frame,
     name: str,
     title: str,
     *,
@@ -216,7 +245,9 @@ def _matrix(
 
 def rates(found: Findings) -> Drawing | None:
     measure = next((m for m in compression.MEASURES[:2] if found.splits(m)), None)
-    return measure and _stages(found, measure, "compression", "Compression along alignment and perturbation")  # type: ignore[return-value]
+    if measure is None:
+        return None
+    return _stages(found, measure, "compression", "Compression along alignment and perturbation")
 
 
 def data_divergence(found: Findings) -> Drawing | None:
@@ -236,28 +267,38 @@ def _stages(found: Findings, measure: str, name: str, title: str) -> Drawing | N
     parts = []
     for split in found.splits(measure):
         align = compression.align_curves(found.study, measure, split, found.level)
-        align = align.assign(perturb_method="", arm="aligned", align_volume=max(found.volumes, default=0), base=np.nan)
+        align = align.assign(
+            perturb_method="", arm="aligned", align_volume=max(found.volumes, default=0), base=np.nan
+        )
         for panel in found.panels:
             own = align[(align.model == panel[0]) & (align.align_method == panel[1])]
-            parts.append(own.assign(panel=found.panel_name(panel), stage="align", split=split, measure=measure))
+            parts.append(
+                own.assign(panel=found.panel_name(panel), stage="align", split=split, measure=measure)
+            )
         parts.append(found.curves(measure, split).assign(stage="perturb"))
     parts = [part for part in parts if len(part)]
     if not parts:
         return None
-    frame = pd.concat(parts, ignore_index=True)
+    frame = table.stack(parts)
     splits = found.splits(measure)
     rows = [(n, s) for n in _panels(frame) for s in ("align", "perturb") if (frame.stage == s).any()]
     figure, axes = style.grid(len(rows), len(splits), height=2.1, gap=0.5, left=0.85)
     for line, (panel, stage) in zip(axes, rows, strict=True):
         for axis, split in zip(line, splits, strict=True):
-            part = frame[(frame.panel == panel) & (frame.stage == stage) & (frame.split == split)].sort_values("examples")
+            part = frame[
+                (frame.panel == panel) & (frame.stage == stage) & (frame.split == split)
+            ].sort_values("examples")
             if stage == "align":
                 axis.plot(part.examples, part["mean"], color=style.INK, marker="o")
                 if part.low.notna().any():
-                    axis.fill_between(part.examples, part.low, part.high, color=style.INK, alpha=0.12, linewidth=0)
+                    axis.fill_between(
+                        part.examples, part.low, part.high, color=style.INK, alpha=0.12, linewidth=0
+                    )
             else:
                 _lines(axis, part, "examples", found)
-            style.log_axis(axis, list(part.examples), f"{'alignment' if stage == 'align' else 'perturbation'} (examples)")
+            style.log_axis(
+                axis, list(part.examples), f"{'alignment' if stage == 'align' else 'perturbation'} (examples)"
+            )
             # One scale per distribution, so that the way out and the way back compare.
             _frame_y(axis, frame[(frame.panel == panel) & (frame.split == split)])
             _title(axis, panel, f"{split} rows")
@@ -279,7 +320,7 @@ def phase(found: Findings) -> Drawing | None:
         kl = found.curves(measure, "pretrain")[[*keys, "mean"]].rename(columns={"mean": "kl"})
         joined = score.rename(columns={"mean": "score"})[[*keys, "score", "base"]].merge(kl, on=keys)
         parts.append(joined.assign(measure=measure))
-    frame = pd.concat(parts, ignore_index=True)
+    frame = table.stack(parts)
     if frame.empty:
         return None
     names, colours = _panels(frame), style.volume_colours(found.volumes)
@@ -294,22 +335,56 @@ def phase(found: Findings) -> Drawing | None:
                 axis.plot(x, y, color=colour, marker="s" if arm == "control" else "o", linewidth=1.3)
                 for i in range(len(x) - 1):
                     if np.hypot((x[i + 1] - x[i]) / max(part.kl.max(), 1e-9), y[i + 1] - y[i]) > 0.05:
-                        axis.annotate("", ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2), (x[i], y[i]),
-                                      arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3, "shrinkA": 0})  # fmt: skip
-                axis.plot(x[:1], y[:1], color=colour, marker="o", markersize=8, fillstyle="none", linestyle="none")
-            axis.plot([0], [part.base.mean()], marker="+", markersize=12, markeredgewidth=1.6, color=style.INK,
-                      linestyle="none", zorder=5)  # fmt: skip
+                        axis.annotate(
+                            "",
+                            ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2),
+                            (x[i], y[i]),
+                            arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3, "shrinkA": 0},
+                        )
+                axis.plot(
+                    x[:1], y[:1], color=colour, marker="o", markersize=8, fillstyle="none", linestyle="none"
+                )
+            axis.plot(
+                [0],
+                [part.base.mean()],
+                marker="+",
+                markersize=12,
+                markeredgewidth=1.6,
+                color=style.INK,
+                linestyle="none",
+                zorder=5,
+            )
             axis.set_xlim(-0.04 * part.kl.max(), 1.06 * part.kl.max())
             axis.locator_params(axis="x", nbins=6)
             _score_axis(axis)
             axis.set_xlabel(f"{KL_NAMES[measure]}, pretrain rows (nats/token)")
             _title(axis, name)
     extra = [
-        Line2D([], [], color=style.INK, marker="+", markersize=9, markeredgewidth=1.6, linestyle="none", label="base"),
-        Line2D([], [], color=style.MUTED, marker="o", markersize=7, fillstyle="none", linestyle="none", label="start"),
+        Line2D(
+            [],
+            [],
+            color=style.INK,
+            marker="+",
+            markersize=9,
+            markeredgewidth=1.6,
+            linestyle="none",
+            label="base",
+        ),
+        Line2D(
+            [],
+            [],
+            color=style.MUTED,
+            marker="o",
+            markersize=7,
+            fillstyle="none",
+            linestyle="none",
+            label="start",
+        ),
     ]
     _legend(figure, found, frame, base=False, extra=extra)
-    caption = "Paths of the means over seeds, arrows in the direction of more perturbation. The base lies at KL 0."
+    caption = (
+        "Paths of the means over seeds, arrows in the direction of more perturbation. The base lies at KL 0."
+    )
     return Drawing("phase", "Score against KL to the base model", caption, figure, frame)
 
 
@@ -321,10 +396,16 @@ def pretraining(found: Findings) -> Drawing | None:
     out = []
     for key, part in rows.groupby(["measure", "split", "unit", "model", "tokens"], sort=True):
         estimate = statistics.mean_interval(part.value.to_numpy(), found.level)
-        out.append(dict(zip(["measure", "split", "unit", "model", "tokens"], key, strict=True))  # type: ignore[arg-type]
-                   | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n})  # fmt: skip
-    frame = pd.DataFrame(out)
-    titles = {"bits_per_token": "bits/token", "kl_data_model": "KL(data || model) (nats/token)", "score": SCORE}
+        out.append(
+            dict(zip(["measure", "split", "unit", "model", "tokens"], key, strict=True))
+            | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+        )
+    frame = table.frame(out, list(out[0]))
+    titles = {
+        "bits_per_token": "bits/token",
+        "kl_data_model": "KL(data || model) (nats/token)",
+        "score": SCORE,
+    }
     measures = [m for m in titles if (frame.measure == m).any()]
     models = sorted(set(frame.model))
     figure, axes = style.grid(len(models), len(measures), height=2.4, gap=0.7, titles=len(models) > 1)
@@ -347,9 +428,18 @@ def pretraining(found: Findings) -> Drawing | None:
     splits = [s for s in style.SPLIT_COLOURS if (frame.split == s).any()]
     entries = [Line2D([], [], color=style.SPLIT_COLOURS[s], marker="o", label=f"{s} rows") for s in splits]
     height = figure.get_figheight()
-    figure.legend(handles=entries, loc="center left", bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / height),
-                  ncols=len(entries), frameon=False, borderaxespad=0, handlelength=1.5)  # fmt: skip
-    return Drawing("pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame)
+    figure.legend(
+        handles=entries,
+        loc="center left",
+        bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / height),
+        ncols=len(entries),
+        frameon=False,
+        borderaxespad=0,
+        handlelength=1.5,
+    )
+    return Drawing(
+        "pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame
+    )
 
 
 _DOSE = (
@@ -368,7 +458,7 @@ def dose(found: Findings) -> Drawing | None:
     if values.empty:
         return None
     seeds = found.stacked(values).assign(row="seed")
-    frame = pd.concat([seeds, found.stacked(means).assign(row="mean")], ignore_index=True)
+    frame = table.stack([seeds, found.stacked(means).assign(row="mean")])
     frame = frame[(frame.split != "align") & (frame.split != "perturb")].reset_index(drop=True)
     names, colours = _panels(frame), style.volume_colours(found.volumes)
     figure, axes = style.grid(len(names) * 2, 2, height=2.4, gap=0.75)
@@ -380,59 +470,123 @@ def dose(found: Findings) -> Drawing | None:
                 beyond = frame[(frame.panel == name) & (frame.quantity == "overshoot")]
                 _dose_panel(axis, beyond, colours, hollow=True)
                 axis.axhline(0, color=style.MUTED, linewidth=0.8)
-            style.log_axis(axis, found.volumes, "alignment (examples)")
+            style.log_axis(axis, found.volumes, "alignment (examples)", margin=0.45)
             axis.margins(y=0.15)
             shown = part[part.row == "seed"]
-            marks = pd.concat([shown.value, shown.bound]).dropna()
+            marks = table.stack([shown.value, shown.bound]).dropna()
             if quantity in ("half_life_examples", "elasticity_ratio") and len(marks) and (marks > 0).all():
                 axis.set_yscale("log", base=2)
                 low, high = np.floor(np.log2(marks.min())) - 0.3, np.ceil(np.log2(marks.max())) + 0.3
                 axis.set_ylim(2**low, 2**high)
                 steps = np.arange(np.ceil(low), np.floor(high) + 1)
                 ticks = 2.0 ** steps[:: max(1, int(np.ceil(len(steps) / 6)))]
-                axis.set_yticks(ticks, [f"{t:.3g}" if t < 1 else style.short(float(t)) for t in ticks])
+                axis.set_yticks(ticks, [f"{t:.3g}" if t < 1 else short(float(t)) for t in ticks])
                 axis.yaxis.set_minor_locator(style.NullLocator())
             axis.set_ylabel(label)
-            titles = {"half_life_examples": "half-life", "rebound": "rebound (dots) and overshoot (diamonds)",
-                      "initial_return": "initial return",
-                      "elasticity_ratio": f"perturbation until KL < {found.eps:g}, per alignment example"}  # fmt: skip
+            titles = {
+                "half_life_examples": "half-life",
+                "rebound": "rebound (dots) and overshoot (diamonds)",
+                "initial_return": "initial return",
+                "elasticity_ratio": f"perturbation until KL < {found.eps:g}, per alignment example",
+            }
             _title(axis, name, titles[quantity])
             if marks.empty:
                 axis.set_yticks([])
-                axis.text(0.5, 0.5, "no value: see the reasons in the table", transform=axis.transAxes, ha="center",
-                          va="center", color=style.MUTED)  # fmt: skip
+                axis.text(
+                    0.5,
+                    0.5,
+                    "no value: see the reasons in the table",
+                    transform=axis.transAxes,
+                    ha="center",
+                    va="center",
+                    color=style.MUTED,
+                )
     marker = [
-        Line2D([], [], color=style.MUTED, marker="_", markersize=11, markeredgewidth=2, linestyle="none", label="mean and interval"),
+        Line2D(
+            [],
+            [],
+            color=style.MUTED,
+            marker="_",
+            markersize=11,
+            markeredgewidth=2,
+            linestyle="none",
+            label="mean and interval",
+        ),
         Line2D([], [], color=style.MUTED, marker="o", alpha=0.5, linestyle="none", label="one seed"),
-        Line2D([], [], color=style.MUTED, marker="^", fillstyle="none", linestyle="none", label="not reached: value above"),
-    ]  # fmt: skip
+        Line2D(
+            [],
+            [],
+            color=style.MUTED,
+            marker="^",
+            fillstyle="none",
+            linestyle="none",
+            label="not reached: value above",
+        ),
+    ]
     if (frame.measure == "kl_model_base").any():
-        marker.append(Line2D([], [], color=style.MUTED, marker="x", linestyle="none", label="KL(model || base)"))
+        marker.append(
+            Line2D([], [], color=style.MUTED, marker="x", linestyle="none", label="KL(model || base)")
+        )
     height = figure.get_figheight()
-    figure.legend(handles=marker, loc="center left", bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / height),
-                  ncols=len(marker), frameon=False, borderaxespad=0, handletextpad=0.4, columnspacing=1.4)  # fmt: skip
-    caption = f"Dots: seeds; bars: mean with {found.level:.0%} Student t interval, absent for one seed or a censored one."
+    figure.legend(
+        handles=marker,
+        loc="center left",
+        bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / height),
+        ncols=len(marker),
+        frameon=False,
+        borderaxespad=0,
+        handletextpad=0.4,
+        columnspacing=1.4,
+    )
+    caption = f"Dots: seeds; bars: mean with {found.level:.0%} Student t interval; none for one seed."
     return Drawing("dose", "Against the alignment volume", caption, figure, frame)
 
 
-def _dose_panel(axis: Axes, part: pd.DataFrame, colours: dict[int, str], *, hollow: bool = False, twin: bool = False) -> None:
+def _dose_panel(
+    axis: Axes, part: Frame, colours: dict[int, str], *, hollow: bool = False, twin: bool = False
+) -> None:
     for volume, own in part.groupby("align_volume", sort=True):
-        colour = colours[int(volume)]  # type: ignore[arg-type]
+        colour = colours[int(volume)]
         for measure, rows in own.groupby("measure", sort=True):
             second = twin and measure == "kl_model_base"
             shift = 1.0 if not twin else (1.1 if second else 1 / 1.1)
             seeds, mean = rows[rows.row == "seed"], rows[rows.row == "mean"]
-            x = float(volume) * shift  # type: ignore[arg-type]
-            axis.plot([x] * len(seeds), seeds.value, color=colour, marker="x" if second else "D" if hollow else "o", alpha=0.6,
-                      linestyle="none", fillstyle="none" if hollow else "full")  # fmt: skip
-            axis.plot([x] * len(seeds), seeds.bound, color=colour, marker="^", fillstyle="none", linestyle="none", markersize=6)
+            x = float(volume) * shift
+            axis.plot(
+                [x] * len(seeds),
+                seeds.value,
+                color=colour,
+                marker="x" if second else "D" if hollow else "o",
+                alpha=0.6,
+                linestyle="none",
+                fillstyle="none" if hollow else "full",
+            )
+            axis.plot(
+                [x] * len(seeds),
+                seeds.bound,
+                color=colour,
+                marker="^",
+                fillstyle="none",
+                linestyle="none",
+                markersize=6,
+            )
             if len(mean) and np.isfinite(mean["mean"].iloc[0]):
                 y, low, high = (float(mean[c].iloc[0]) for c in ("mean", "low", "high"))
-                axis.plot([x], [y], color=colour, marker="_", markersize=11, markeredgewidth=1.8, linestyle="none")
+                axis.plot(
+                    [x], [y], color=colour, marker="_", markersize=11, markeredgewidth=1.8, linestyle="none"
+                )
                 if np.isfinite([low, high]).all():
                     axis.plot([x, x], [low, high], color=colour, linewidth=1.3)
 
 
 ALL: tuple[Callable[[Findings], Drawing | None], ...] = (
-    rebound_curve, rebound_axes, control_gap, divergence, phase, dose, rates, data_divergence, pretraining,
-)  # fmt: skip
+    rebound_curve,
+    rebound_axes,
+    control_gap,
+    divergence,
+    phase,
+    dose,
+    rates,
+    data_divergence,
+    pretraining,
+)

@@ -6,11 +6,9 @@ Everything the page, the figures and the summary need is computed here once, fro
 import dataclasses
 import functools
 
-import pandas as pd
-
-from elastic_jax.analysis import claims, compression, rebound, statistics
+from elastic_jax.analysis import claims, compression, rebound, statistics, table
 from elastic_jax.analysis.rebound import CONDITION
-from elastic_jax.analysis.table import Study
+from elastic_jax.analysis.table import Frame, Study
 
 SPLITS = ("pretrain", "align", "perturb")
 Panel = tuple[str, str, str]
@@ -18,7 +16,7 @@ Panel = tuple[str, str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The analysis of one study. A panel is a (model, align method, perturb method) that the study perturbed."""
+    """The analysis of one study. A panel is a (model, align method, perturb method) of it."""
 
     study: Study
     eps: float = rebound.EPS
@@ -29,19 +27,19 @@ class Findings:
         return rebound.trajectories(self.study)
 
     @functools.cached_property
-    def per_seed(self) -> pd.DataFrame:
+    def per_seed(self) -> Frame:
         return rebound.per_seed(self.study, eps=self.eps)
 
     @functools.cached_property
-    def quantities(self) -> pd.DataFrame:
+    def quantities(self) -> Frame:
         return rebound.aggregate(self.per_seed, self.level)
 
     @functools.cached_property
-    def changes(self) -> pd.DataFrame:
+    def changes(self) -> Frame:
         return compression.aggregate(compression.changes(self.study), self.level)
 
     @functools.cached_property
-    def tests(self) -> pd.DataFrame:
+    def tests(self) -> Frame:
         return claims.tests(self.study, self.level)
 
     @functools.cached_property
@@ -76,7 +74,7 @@ class Findings:
         found = set(self.study.rows[self.study.rows.measure == measure].split)
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
-    def in_panel(self, frame: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    def in_panel(self, frame: Frame, panel: Panel) -> Frame:
         """Rows of the panel and of the control that belongs to it."""
         model, align, perturb = panel
         own = (frame.model == model) & (frame.align_method == align) & (frame.perturb_method == perturb)
@@ -84,30 +82,34 @@ class Findings:
         control = (frame.model == model) & (frame.perturb_method == perturb) & (frame.arm == "control")
         return frame[own | control]
 
-    def curves(self, measure: str, split: str) -> pd.DataFrame:
+    def curves(self, measure: str, split: str) -> Frame:
         """Perturbation curves over seeds, with `panel` and `split`, one block per panel."""
         frame = rebound.curves(rebound.trajectories(self.study, measure, split), self.level)
         return self._stack(frame).assign(measure=measure, split=split)
 
-    def _stack(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def _stack(self, frame: Frame) -> Frame:
         parts = [self.in_panel(frame, p).assign(panel=self.panel_name(p)) for p in self.panels]
-        return pd.concat(parts, ignore_index=True) if parts else frame.assign(panel="")
+        return table.stack(parts) if parts else frame.assign(panel="")
 
-    def stacked(self, quantities: pd.DataFrame) -> pd.DataFrame:
+    def stacked(self, quantities: Frame) -> Frame:
         return self._stack(quantities)
 
-    def conditions(self) -> pd.DataFrame:
+    def conditions(self) -> Frame:
         """Distinct conditions in the order of tables: panel, aligned by volume, then the control."""
         frame = self.stacked(self.quantities)[["panel", *CONDITION]].drop_duplicates()
-        return frame.assign(_late=frame.arm == "control").sort_values(["panel", "_late", "align_volume"], kind="stable")
+        return frame.assign(_late=frame.arm == "control").sort_values(
+            ["panel", "_late", "align_volume"], kind="stable"
+        )
 
     def missing(self) -> list[str]:
         """What the table does not hold, said once at the top of the page."""
         rows, out = self.study.rows, []
         done, planned = self.study.progress()
         if done < planned:
-            out.append(f"{done} of {planned} runs finished; curves and quantities use the seeds that reached the last "
-                       "point of their condition.")  # fmt: skip
+            out.append(
+                f"{done} of {planned} runs finished; curves and quantities use the seeds that reached the "
+                "last point of their condition."
+            )
         perturbed = rows[rows.stage == "perturb"]
         if perturbed.empty:
             out.append("No perturb run has been measured yet.")
@@ -117,11 +119,15 @@ class Findings:
             out.append("One seed: means are single values and no interval over seeds exists.")
         bases = self.study.base_runs()
         if len(self.seeds) > 1 and len(bases) == 1:
-            out.append("All seeds start from one pre-training run: intervals cover alignment and perturbation only.")
+            out.append(
+                "All seeds start from one pre-training run: intervals cover alignment and perturbation only."
+            )
         for measure, what in (
-            ("kl_base_model", "KL(base || model)"), ("kl_model_base", "KL(model || base)"),
-            ("kl_data_model", "KL(data || model), which needs a source with known probabilities"), ("score", "Score"),
-        ):  # fmt: skip
+            ("kl_base_model", "KL(base || model)"),
+            ("kl_model_base", "KL(model || base)"),
+            ("kl_data_model", "KL(data || model), which needs a source with known probabilities"),
+            ("score", "Score"),
+        ):
             if not (rows.measure == measure).any():
                 out.append(f"{what}: not measured.")
         return out + rebound.ambiguities(self.study)

@@ -24,9 +24,14 @@ _WHY_ABSENT = {
 
 
 def render(
-    measures_path: epath.PathLike, out_dir: epath.PathLike, study: str | None = None, *, eps: float = rebound.EPS
+    measures_path: epath.PathLike,
+    out_dir: epath.PathLike,
+    study: str | None = None,
+    *,
+    eps: float = rebound.EPS,
 ) -> epath.Path:
-    """Writes `index.html`, `figures/<name>.svg`, `figures/<name>.csv` and `tables/<name>.csv`; returns the page's path.
+    """Writes `index.html`, `figures/<name>.svg`, `figures/<name>.csv` and `tables/<name>.csv`; returns the
+    page's path.
 
     The page needs nothing but itself. The same table gives the same bytes.
 
@@ -51,7 +56,7 @@ def render(
     shown, absent = [], []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(style.RC)
+        matplotlib.rcParams.update(style.RC)  # type: ignore[call-overload]
         for draw in figures.ALL:
             drawing = draw(found)
             if drawing is None:
@@ -61,16 +66,23 @@ def render(
             write(out / "figures" / f"{drawing.name}.svg", text)
             write(out / "figures" / f"{drawing.name}.csv", csv(drawing.data))
             picture = style.inline(text, drawing.name, html.escape(drawing.title, quote=True), names)
-            shown.append({"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture})
+            shown.append(
+                {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture}
+            )
     for name, frame in (
-        ("quantities", found.quantities), ("quantities_per_seed", found.per_seed), ("tests", found.tests),
+        ("quantities", found.quantities),
+        ("quantities_per_seed", found.per_seed),
+        ("tests", found.tests),
         ("compression_changes", found.changes),
-    ):  # fmt: skip
+    ):
         write(out / "tables" / f"{name}.csv", csv(frame))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("elastic_jax.report", "templates"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("elastic_jax.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     page = environment.get_template("report.html.j2").render(
         **_facts(found), figures={f["name"]: f for f in shown}, absent=absent, light=light, dark=dark
     )
@@ -133,7 +145,7 @@ def _reasons(records: list[dict[str, Any]]) -> list[str]:
     return [f"{reason}: {'; '.join(where)}" for reason, where in sorted(places.items())]
 
 
-def csv(frame) -> str:
+def csv(frame: table.Frame) -> str:
     """A frame as text with enough digits to redraw a figure from it."""
     return frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 

@@ -1,7 +1,7 @@
 """How do figures look, on white and on dark paper?
 
-Figures are drawn once with the light colours. For the page every colour becomes a CSS variable, so one SVG follows the
-reader's light or dark mode; the standalone files keep the light colours.
+Figures are drawn once with the light colours. For the page every colour becomes a CSS variable, so one SVG
+follows the reader's light or dark mode; the standalone files keep the light colours.
 """
 
 import io
@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+
+from elastic_jax.report.tables import short
 
 INK, MUTED, GRID, CONTROL = "#1d2329", "#5c6670", "#e2e6ea", "#80868c"
 _DARK = {INK: "#e6e9ec", MUTED: "#a3abb3", GRID: "#343a41", CONTROL: "#969da4"}
@@ -84,14 +86,19 @@ def css_colours(volumes: Sequence[int]) -> tuple[dict[str, str], dict[str, str],
 def svg(figure: Figure) -> str:
     """The figure as a standalone SVG; the same figure gives the same text."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    # Families of the reader's system look native; they are narrower than DejaVu Sans, for which space was reserved.
-    return re.sub(r"'?DejaVu Sans'?(, [^;\"]*)?", "system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif", text)
+    # Families of the reader's system look native; they are narrower than DejaVu Sans, for which space was
+    # reserved.
+    return re.sub(
+        r"'?DejaVu Sans'?(, [^;\"]*)?", "system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif", text
+    )
 
 
 def inline(text: str, name: str, title: str, colours: dict[str, str]) -> str:
-    """A standalone SVG made ready for an HTML page: scales with the column, follows the colours, keeps its ids apart."""
+    """A standalone SVG for use in a page: scales with the column, takes its colours, keeps its ids apart."""
     text = text[text.index("<svg") :]
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
@@ -102,17 +109,25 @@ def inline(text: str, name: str, title: str, colours: dict[str, str]) -> str:
         text = text.replace(f'href="#{one}"', f'href="#{name}-{one}"')
     for colour, variable in colours.items():
         text = text.replace(colour, f"var(--{variable})")
-    width = re.search(r'width="([\d.]+)pt"', text)
-    pixels = float(width.group(1)) * 4 / 3 if width else 800
-    head = f'<svg role="img" aria-label="{title}" style="max-width:{pixels:.0f}px;width:100%;height:auto"'
+    head = f'<svg role="img" aria-label="{title}" style="width:100%;height:auto"'
     text = re.sub(r'<svg\b([^>]*?)\s(width)="[^"]*"', r"<svg\1", text, count=1)
     text = re.sub(r'<svg\b([^>]*?)\s(height)="[^"]*"', r"<svg\1", text, count=1)
     return text.replace("<svg", head, 1)
 
 
-def grid(rows: int, columns: int, *, width: float = 9.2, height: float = 2.6, right: float = 0.2,
-         gap: float = 0.62, left: float = 0.68, titles: bool = True):  # fmt: skip
-    """A figure of small multiples with margins in inches: room for a legend above, titles and axis labels everywhere.
+def grid(
+    rows: int,
+    columns: int,
+    *,
+    width: float = 9.2,
+    height: float = 2.6,
+    right: float = 0.2,
+    gap: float = 0.62,
+    left: float = 0.68,
+    titles: bool = True,
+):
+    """A figure of small multiples with margins in inches: room for a legend above, titles and axis labels
+    everywhere.
 
     Returns (figure, axes as an array [rows, columns]).
     """
@@ -122,23 +137,27 @@ def grid(rows: int, columns: int, *, width: float = 9.2, height: float = 2.6, ri
     axes = figure.subplots(rows, columns, squeeze=False)
     inner = (width - left - right - (columns - 1) * gap) / columns
     figure.subplots_adjust(
-        left=left / width, right=1 - right / width, top=1 - top / total, bottom=bottom / total,
-        wspace=gap / inner, hspace=between / height,
-    )  # fmt: skip
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / total,
+        bottom=bottom / total,
+        wspace=gap / inner,
+        hspace=between / height,
+    )
     return figure, axes
 
 
-def short(x: float) -> str:
-    """A count in few characters: 0, 512, 4,096, 65.5k, 2M."""
-    if x >= 1e6:
-        return f"{x / 1e6:.3g}M"
-    if x >= 1e4:
-        return f"{x / 1e3:.3g}k"
-    return f"{x:,.0f}" if x >= 100 or float(x).is_integer() else f"{x:.3g}"
+def _figure(axis: Axes) -> Figure:
+    figure = axis.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
 
 
-def log_axis(axis: Axes, recorded: Sequence[float], label: str) -> None:
-    """Logarithmic x from the first positive recorded value on, linear from 0 to it; ticks at recorded values."""
+def log_axis(axis: Axes, recorded: Sequence[float], label: str, *, margin: float = 0.15) -> None:
+    """Logarithmic x from the first positive recorded value on, linear before it; ticks at recorded values.
+
+    margin: room at both ends, in doublings of x.
+    """
     values = sorted({float(x) for x in recorded if np.isfinite(x)})
     positive = [x for x in values if x > 0]
     first = positive[0] if positive else 1.0
@@ -154,7 +173,7 @@ def log_axis(axis: Axes, recorded: Sequence[float], label: str) -> None:
     axis.set_xscale("function", functions=(forward, inverse))
     last = positive[-1] if positive else 1.0
     span = float(forward(last)) - (0.0 if 0.0 in values else 1.0)
-    room = max(axis.get_position().width * axis.figure.get_figwidth(), 0.1)  # type: ignore[union-attr]
+    room = max(axis.get_position().width * _figure(axis).get_figwidth(), 0.1)
     ticks: list[float] = []
     for x in reversed(values):
         if not ticks or float(forward(ticks[-1]) - forward(x)) * room / max(span, 1e-9) > 0.42:
@@ -164,7 +183,7 @@ def log_axis(axis: Axes, recorded: Sequence[float], label: str) -> None:
     axis.xaxis.set_major_locator(FixedLocator(ticks[::-1]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(ticks[::-1], [short(x) for x in ticks[::-1]])
-    edge = max(0.03 * span, 0.15)
+    edge = max(0.03 * span, margin)
     low = 0.0 if 0.0 in values else 1.0
     axis.set_xlim(float(inverse(low - edge)), float(inverse(float(forward(last)) + edge)))
     axis.set_xlabel(label)
@@ -175,7 +194,7 @@ def end_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     if not labels:
         return
     low, high = axis.get_ylim()
-    inches = axis.get_position().height * axis.figure.get_figheight()  # type: ignore[union-attr]
+    inches = axis.get_position().height * _figure(axis).get_figheight()
     room = 0.165 / inches
     wanted = sorted(((y - low) / (high - low), text, colour) for y, text, colour in labels)
     placed = [min(max(y, 0.0), 1.0) for y, _, _ in wanted]
@@ -192,5 +211,14 @@ def end_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         if not pushed:
             break
     for y, (_, text, colour) in zip(placed, wanted, strict=True):
-        axis.annotate(text, (1.0, y), xycoords="axes fraction", xytext=(7, 0), textcoords="offset points", va="center",
-                      color=colour, fontsize=8.5, annotation_clip=False)  # fmt: skip
+        axis.annotate(
+            text,
+            (1.0, y),
+            xycoords="axes fraction",
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            annotation_clip=False,
+        )

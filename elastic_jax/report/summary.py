@@ -9,11 +9,23 @@ from elastic_jax.analysis import rebound, table
 from elastic_jax.report import tables
 from elastic_jax.report.findings import Findings
 
-_SHOWN = ("start", "final", "half_life_examples", "half_life_updates", "crossing_examples", "overshoot", "elasticity_ratio")
+_SHOWN = (
+    "start",
+    "final",
+    "half_life_examples",
+    "half_life_updates",
+    "crossing_examples",
+    "overshoot",
+    "elasticity_ratio",
+)
 
 
 def summary(
-    measures_path: epath.PathLike, study: str | None = None, *, markdown: bool = False, eps: float = rebound.EPS
+    measures_path: epath.PathLike,
+    study: str | None = None,
+    *,
+    markdown: bool = False,
+    eps: float = rebound.EPS,
 ) -> str:
     """The key numbers of a study as a text table, or as a Markdown one.
 
@@ -47,10 +59,13 @@ def text(found: Findings, *, markdown: bool = False) -> str:
     rows_ = found.study.rows
     models = sorted(set(rows_.model) - {""})
     sizes = ", ".join(f"{m} ({int(rows_[rows_.model == m].params.max()):,} parameters)" for m in models)
-    title = f"Study {found.study.name}: {sizes or 'no model'}; {len(found.seeds)} seed{'s' * (len(found.seeds) != 1)}; "
+    seeds = "1 seed" if len(found.seeds) == 1 else f"{len(found.seeds)} seeds"
+    title = f"Study {found.study.name}: {sizes or 'no model'}; {seeds}; "
     title += f"base score {tables.base_score(records)}"
-    notes = [f"[low, high]: {found.level:.0%} Student t interval over seeds. > x: not reached within the record by some "
-             f"seed. Elasticity ratio: |D_b|/|D_a| until KL(base‖model) < {found.eps:g} nats/token."]  # fmt: skip
+    notes = [
+        f"[low, high]: {found.level:.0%} Student t interval over seeds. > x: not reached within the record "
+        f"by some seed. Elasticity ratio: |D_b|/|D_a| until KL(base‖model) < {found.eps:g} nats/token."
+    ]
     notes += found.missing()
     body = _markdown(head, rows) if markdown else _aligned(head, rows)
     lead = f"**{title}**" if markdown else title
@@ -65,7 +80,9 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _width(cell: str) -> int:
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in cell)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in cell
+    )
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

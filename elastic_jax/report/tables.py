@@ -5,10 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from elastic_jax.analysis import claims
-from elastic_jax.report import style
+from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
 
 NONE = "–"
@@ -47,7 +45,7 @@ def number(x: float, unit: str = "") -> str:
         rounded = float(f"{x:.3g}")
         digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
         text = f"{rounded:,.{digits}f}"
-    return text.replace("-", "−") if not text.strip("-0.") == "" else text.replace("-", "")
+    return text.replace("-", "−") if text.strip("-0.") != "" else text.replace("-", "")
 
 
 def cell(row: Mapping[str, Any] | None) -> Cell:
@@ -62,7 +60,18 @@ def cell(row: Mapping[str, Any] | None) -> Cell:
         return Cell(NONE, "", n, reason)
     if math.isnan(row["low"]):
         return Cell(number(row["mean"], unit), "", n, reason)
-    return Cell(number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason)
+    return Cell(
+        number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason
+    )
+
+
+def short(x: float) -> str:
+    """A count in few characters: 0, 512, 4,096, 65.5k, 2M."""
+    if x >= 1e6:
+        return f"{x / 1e6:.3g}M"
+    if x >= 1e4:
+        return f"{x / 1e3:.3g}k"
+    return f"{x:,.0f}" if x >= 100 or float(x).is_integer() else f"{x:.3g}"
 
 
 KEY_COLUMNS: tuple[tuple[str, str, str, str], ...] = (
@@ -81,7 +90,7 @@ KEY_COLUMNS: tuple[tuple[str, str, str, str], ...] = (
 
 
 def key_numbers(found: Findings) -> list[dict[str, Any]]:
-    """One record per condition: its name, its volume, its cells in the order of KEY_COLUMNS, its number of seeds."""
+    """One record per condition: name, volume, cells in the order of KEY_COLUMNS, number of seeds."""
     frame = found.stacked(found.quantities)
     frame = frame[(frame.split == "samples") | (frame.split == "pretrain")]
     out = []
@@ -96,13 +105,22 @@ def key_numbers(found: Findings) -> list[dict[str, Any]]:
             cells.append(cell(row.iloc[0].to_dict()) if len(row) else Cell(NONE))
         seeds = int(own[own.quantity.isin(["start", "kl_start"])].n.max()) if len(own) else 0
         control = condition["arm"] == "control"
-        label = "control" if control else style.short(float(condition["align_volume"]))
-        out.append({"panel": condition["panel"], "label": label, "cells": cells, "n": seeds, "control": control,
-                    "volume": int(condition["align_volume"]), "base": _base(own)})  # fmt: skip
+        label = "control" if control else short(float(condition["align_volume"]))
+        out.append(
+            {
+                "panel": condition["panel"],
+                "label": label,
+                "cells": cells,
+                "n": seeds,
+                "control": control,
+                "volume": int(condition["align_volume"]),
+                "base": _base(own),
+            }
+        )
     return out
 
 
-def _base(own: pd.DataFrame) -> Cell:
+def _base(own: Frame) -> Cell:
     row = own[own.quantity == "base"]
     return cell(row.iloc[0].to_dict()) if len(row) else Cell(NONE)
 
@@ -119,7 +137,7 @@ def quantity_rows(found: Findings) -> list[dict[str, Any]]:
     return [
         {
             "panel": row["panel"],
-            "condition": "control" if row["arm"] == "control" else style.short(float(row["align_volume"])),
+            "condition": "control" if row["arm"] == "control" else short(float(row["align_volume"])),
             "quantity": row["quantity"].replace("_", " "),
             "measure": row["measure"],
             "split": row["split"],
@@ -136,8 +154,10 @@ def change_rows(found: Findings) -> list[dict[str, Any]]:
     return [
         {
             "stage": row["stage"],
-            "panel": ", ".join(dict.fromkeys(p for p in (row["model"], row["align_method"], row["perturb_method"]) if p)),
-            "condition": "control" if row["arm"] == "control" else style.short(float(row["align_volume"])),
+            "panel": ", ".join(
+                dict.fromkeys(p for p in (row["model"], row["align_method"], row["perturb_method"]) if p)
+            ),
+            "condition": "control" if row["arm"] == "control" else short(float(row["align_volume"])),
             "measure": row["measure"],
             "split": row["split"],
             "unit": row["unit"],
@@ -156,7 +176,11 @@ def claim_groups(found: Findings) -> list[dict[str, Any]]:
         for row in tests[tests.claim == claim].to_dict("records"):
             panel = (row["model"], row["align_method"], row["perturb_method"])
             where = found.panel_name(panel) if panel in found.panels else ""
-            volume = f"{style.short(float(row['align_volume']))} alignment examples" if row["align_volume"] else "all volumes"
+            volume = (
+                f"{short(float(row['align_volume']))} alignment examples"
+                if row["align_volume"]
+                else "all volumes"
+            )
             side = "> 0" if row["side"] > 0 else "< 0"
             rows.append(
                 {"statistic": row["statistic"], "unit": row["unit"], "side": side, "verdict": row["verdict"]}
@@ -170,7 +194,16 @@ def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[d
     """(measure names, one record per role, everything else about the data)."""
     rows = found.study.rows
     rows = rows[rows.stage == "data"]
-    order = ["rows", "tokens", "loss_tokens", "truncated_rows", "truncated_tokens", "dropped_rows", "dropped_tokens", "entropy"]
+    order = [
+        "rows",
+        "tokens",
+        "loss_tokens",
+        "truncated_rows",
+        "truncated_tokens",
+        "dropped_rows",
+        "dropped_tokens",
+        "entropy",
+    ]
     names = [m for m in order if (rows.measure == m).any()]
     table, rest = [], []
     roles = list(dict.fromkeys(rows[rows.measure.isin(names)].split))
@@ -182,14 +215,21 @@ def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[d
             if name not in own.index:
                 values.append(NONE)
                 continue
-            value, error = float(own.value[name]), float(own.stderr[name])  # type: ignore[arg-type]
-            text = f"{value:,.0f}" if own.unit[name] == "count" else number(value)  # type: ignore[arg-type]
+            value, error = float(own.value[name]), float(own.stderr[name])
+            text = f"{value:,.0f}" if own.unit[name] == "count" else number(value)
             values.append(text if math.isnan(error) else f"{text} ± {number(error)}")
         table.append({"role": role, "values": values})
     for row in rows[~rows.measure.isin(names)].to_dict("records"):
         text = f"{row['value']:,.0f}" if row["unit"] == "count" else number(row["value"])
         more = f", n = {row['n']:,}" if row["n"] else ""
-        rest.append({"name": row["measure"].replace("_", " "), "split": row["split"], "value": text + more, "unit": row["unit"]})
+        rest.append(
+            {
+                "name": row["measure"].replace("_", " "),
+                "split": row["split"],
+                "value": text + more,
+                "unit": row["unit"],
+            }
+        )
     return names, table, rest
 
 
@@ -198,8 +238,11 @@ def curve_rows(found: Findings) -> list[dict[str, Any]]:
     out = []
     for row in found.curves("score", "samples").to_dict("records"):
         out.append(
-            {"panel": row["panel"], "condition": "control" if row["arm"] == "control" else style.short(row["align_volume"])}
-            | {axis: style.short(row[axis]) for axis in ("examples", "updates", "tokens")}
+            {
+                "panel": row["panel"],
+                "condition": "control" if row["arm"] == "control" else short(row["align_volume"]),
+            }
+            | {axis: short(row[axis]) for axis in ("examples", "updates", "tokens")}
             | {"cell": cell(row | {"unit": "probability"}), "stderr": number(row["stderr"], "probability")}
         )
     return out
@@ -221,27 +264,40 @@ def tree(found: Findings) -> list[dict[str, Any]]:
         wall = run.get("wall_seconds")
         own = sorted(children.get(run["run"], []), key=_run_order)
         return {
-            "name": run.get("name") or run["run"].rpartition("-")[0], "id": run.get("id") or run["run"].rpartition("-")[2],
-            "stage": run.get("stage", ""), "arm": run.get("arm", ""), "method": run.get("method", ""), "seed": run.get("seed"),
-            "from": run.get("parent_examples"), "points": [f"{x:,}" for x in points],
-            "updates": f"{int(run.get('updates') or 0):,}", "state": state,
-            "wall": f"{wall:,.1f} s" if isinstance(wall, int | float) else "", "children": [node(child) for child in own],
-        }  # fmt: skip
+            "name": run.get("name") or run["run"].rpartition("-")[0],
+            "id": run.get("id") or run["run"].rpartition("-")[2],
+            "stage": run.get("stage", ""),
+            "arm": run.get("arm", ""),
+            "method": run.get("method", ""),
+            "seed": run.get("seed"),
+            "from": run.get("parent_examples"),
+            "points": [f"{x:,}" for x in points],
+            "updates": f"{int(run.get('updates') or 0):,}",
+            "state": state,
+            "wall": f"{wall:,.1f} s" if isinstance(wall, int | float) else "",
+            "children": [node(child) for child in own],
+        }
 
     return [node(run) for run in sorted(children.get("", []), key=_run_order)]
 
 
 def _run_order(run: Mapping[str, Any]) -> tuple:
     return (
-        run.get("seed") or 0, str(run.get("stage")) == "perturb", run.get("arm") == "control", run.get("method") or "",
-        run.get("align_volume") or 0, run.get("examples") or 0, run["run"],
-    )  # fmt: skip
+        run.get("seed") or 0,
+        str(run.get("stage")) == "perturb",
+        run.get("arm") == "control",
+        run.get("method") or "",
+        run.get("align_volume") or 0,
+        run.get("examples") or 0,
+        run["run"],
+    )
 
 
 def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
     """A few texts of the base, aligned, perturbed and control models of the first seed, each with its score.
 
-    Texts of a group are in the order of their score, and shown are those at even steps through it, from lowest to highest.
+    Texts of a group are in the order of their score, and shown are those at even steps through it, from
+    lowest to highest.
     """
     rows = found.study.rows
     rows = rows[(rows.measure == "sample") & (rows.text != "")]
@@ -250,16 +306,22 @@ def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
     rows = rows[rows.seed == rows.seed.min()]
     out = []
     for stage, arm, title in (
-        ("pretrain", "base", "base"), ("align", "aligned", "aligned"), ("perturb", "aligned", "perturbed"),
+        ("pretrain", "base", "base"),
+        ("align", "aligned", "aligned"),
+        ("perturb", "aligned", "perturbed"),
         ("perturb", "control", "control, perturbed from the base"),
-    ):  # fmt: skip
+    ):
         part = rows[(rows.stage == stage) & (rows.arm == arm)]
         if part.empty:
             continue
         part = part[part.align_volume == part.align_volume.max()]
         ends = sorted(set(part.examples))
         # Under perturbation the middle of the path says as much as its end.
-        chosen = list(dict.fromkeys([ends[len(ends) // 2], ends[-1]])) if title == "perturbed" and len(ends) > 1 else ends[-1:]
+        chosen = (
+            list(dict.fromkeys([ends[len(ends) // 2], ends[-1]]))
+            if title == "perturbed" and len(ends) > 1
+            else ends[-1:]
+        )
         for examples in chosen:
             own = part[(part.examples == examples) & (part.run == part.run.iloc[0])]
             own = own.sort_values(["value", "text"], kind="stable").drop_duplicates("text")
@@ -267,12 +329,21 @@ def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
                 continue
             count = min(per_stage, len(own))
             picked = own.iloc[[round(i * (len(own) - 1) / max(count - 1, 1)) for i in range(count)]]
-            where = f", alignment {int(part.align_volume.iloc[0]):,} examples" if stage != "pretrain" and arm != "control" else ""
+            where = (
+                f", alignment {int(part.align_volume.iloc[0]):,} examples"
+                if stage != "pretrain" and arm != "control"
+                else ""
+            )
             where += f", perturbation {examples:,} examples" if stage == "perturb" else ""
             texts = []
             for row in picked.itertuples():
                 prompt, arrow, rest = str(row.text).partition("⟶")
-                texts.append({"score": number(float(row.value), "probability"),  # type: ignore[arg-type]
-                              "prompt": prompt.strip() if arrow else "", "text": rest.strip() if arrow else prompt})  # fmt: skip
+                texts.append(
+                    {
+                        "score": number(float(row.value), "probability"),
+                        "prompt": prompt.strip() if arrow else "",
+                        "text": rest.strip() if arrow else prompt,
+                    }
+                )
             out.append({"title": title + where, "run": own.run.iloc[0], "texts": texts})
     return out

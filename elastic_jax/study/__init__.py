@@ -4,6 +4,7 @@ config -> tree of runs -> each run trained, measured, checkpointed -> one table 
 directory, so that the same call continues, and a larger study takes over what is there.
 """
 
+import contextlib
 import dataclasses
 import sys
 from functools import cached_property, partial
@@ -16,16 +17,19 @@ from ml_collections import ConfigDict
 
 from elastic_jax import config as config_lib
 from elastic_jax import environment, report
+from elastic_jax.data import files
 from elastic_jax.data.build import StudyData, build
 from elastic_jax.errors import UserError
 from elastic_jax.measures.protocol import Protocol
 from elastic_jax.models.config import model_config
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.parallel import distributed
-from elastic_jax.parallel.mesh import check_batch, make_mesh
-from elastic_jax.study import execute, tree
+from elastic_jax.parallel.mesh import batch_shards, check_batch, make_mesh
+from elastic_jax.study import agree, execute, tree
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
+
+DATA_TIMEOUT = 24 * 3600.0  # seconds for process 0 to prepare the data while the others wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +56,20 @@ class Study:
         for stage in tree.STAGES:
             parts = config[stage].batch_size // config[stage].accumulate
             check_batch(f"{stage}.batch_size / accumulate", parts, self.mesh)
-        self.workdir.open(create=True)
+        if batch_shards(self.mesh) % jax.process_count():
+            raise UserError(
+                f"mesh: data x fsdp = {batch_shards(self.mesh)} parts of a batch do not divide over {jax.process_count()} "
+                "processes. Every process reads rows of its own: lower mesh.tensor."
+            )
+        agree.from_main(lambda: self.workdir.open(create=True))
 
     @cached_property
     def data(self) -> StudyData:
         """Prepared on first use, by process 0 before the others look."""
         make = partial(build, self.config.data.to_dict(), self.workdir.data, objectives=tree.data_kinds(self.config))
-        if distributed.is_main():
-            made = make()
-            distributed.barrier("data")
-            return made
-        distributed.barrier("data")
-        return make()
+        made: list[StudyData] = []
+        agree.from_main(lambda: made.append(make()))
+        return made[0] if made else make()
 
     @cached_property
     def model(self) -> Decoder:
@@ -126,15 +132,19 @@ class Study:
           stage: stop after this stage ("pretrain", "align" or "perturb"); by default everything.
 
         Returns:
-          The report, or None where `stage` left the study unfinished.
+          The report, of what is measured so far; None on processes other than 0.
         """
         if stage is not None and stage not in tree.STAGES:
             raise UserError(f"--stage={stage}: expected one of {', '.join(tree.STAGES)}.")
-        with self.workdir.lock():
+        with contextlib.ExitStack() as held:
+            agree.from_main(lambda: held.enter_context(self.workdir.lock()))
             self.check()
             self.record()
             wanted = self.runs if stage is None else _needed(self.runs, stage)
-            todo = [run for run in wanted if not self._executor.is_done(run)]
+            open_keys = agree.from_main(lambda: [run.key for run in wanted if not self._executor.is_done(run)])
+            todo = [run for run in wanted if run.key in open_keys]
+            if todo and distributed.is_main():
+                self._stamp.unlink(missing_ok=True)
             length = self.config.data.seq_len
             cost = {run.key: run.updates * run.batch_size * length for run in wanted}
             total, spent = sum(cost.values()), sum(cost.values()) - sum(cost[run.key] for run in todo)
@@ -186,13 +196,19 @@ class Study:
     def write_report(self, fresh: bool = True) -> Path:
         """Table and report from what is measured so far; nothing is written again where nothing changed."""
         index = self.workdir.report / "index.html"
-        stamp = self.workdir.report / "fingerprint"
-        if not fresh and index.exists() and stamp.exists() and stamp.read_text() == self.fingerprint:
+        if not fresh and index.exists() and self._stamp.exists() and self._stamp.read_text() == self.fingerprint:
             return index
+        self._stamp.unlink(missing_ok=True)
         self.workdir.write_table()
-        report.render(self.workdir.table, self.workdir.report, study=self.config.name)
-        stamp.write_text(self.fingerprint)
+        eps = self.config.measures.kl_eps
+        report.render(self.workdir.table, self.workdir.report, study=self.config.name, eps=eps)
+        files.write_text(self._stamp, self.fingerprint)
         return index
+
+    @property
+    def _stamp(self) -> Path:
+        """Says that the report shows all there is of the study with this fingerprint; gone while it does not."""
+        return self.workdir.report / "fingerprint"
 
 
 def _needed(runs: list[Run], stage: str) -> list[Run]:

@@ -5,15 +5,18 @@ The rules of resuming:
  2. otherwise it continues from the newest checkpoint that is not beyond the first thing missing;
  3. a checkpoint that cannot be read is given up, said so, and the one before it is taken;
  4. without any it starts from its parent's point (pre-training: from random weights).
-What was measured before stays: an update number means the same weights however often the run was interrupted.
+What was measured before stays: an update number means the same weights however often the run was interrupted. For the same
+reason a part that is trained again to repair a checkpoint leaves the record of metrics as it is.
 """
 
 import dataclasses
 import io
 import logging
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,12 +31,14 @@ from elastic_jax.data.pipeline import batches
 from elastic_jax.measures.protocol import Protocol
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives import Objective
-from elastic_jax.parallel import hardware
+from elastic_jax.parallel import distributed, hardware
 from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, put_local, replicated
+from elastic_jax.study import agree
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
 from elastic_jax.train import loop, optim, state as state_lib
 from elastic_jax.train.checkpoint import Checkpoints, Damaged
+from elastic_jax.train import metrics as metrics_lib
 from elastic_jax.train.metrics import MetricWriter
 from elastic_jax.train.progress import Progress
 from elastic_jax.train.state import TrainState
@@ -81,62 +86,92 @@ class Executor:
     def execute(self, run: Run, progress: Callable[..., Progress]) -> None:
         """Bring `run` to its end; `progress` makes its display."""
         began = time.monotonic()
-        main = jax.process_index() == 0
         folder = self._workdir.run(run.key)
-        if main:
-            self._workdir.write_run(run.key, "run.json", {**run.describe(), **_environment()})
+        kept = self._kept(run)
+        if distributed.is_main():
+            written = {**run.describe(), **_environment(), "kept": sorted(kept)}
+            self._workdir.write_run(run.key, "run.json", written)
         checkpoints = Checkpoints((folder / "checkpoints").absolute(), self._model, self._mesh)
         try:
-            missing = self._missing(run, checkpoints)
+            there, measured = agree.from_main(lambda: (checkpoints.updates(), sorted(self._measured(run))))
+            missing = (run.checkpoints - set(there)) | (run.measures - set(measured))
             if missing:
-                self._continue(run, checkpoints, missing, progress)
-            kept = set(checkpoints.updates())
+                self._continue(run, checkpoints, missing, set(measured), kept, progress)
+            there = set(agree.from_main(checkpoints.updates))
+            for number in sorted(there - kept):
+                checkpoints.delete(number)
         finally:
             checkpoints.close()
-        if main:
+        if distributed.is_main():
             done = self._workdir.read_run(run.key, "DONE")
-            measured = done.get("measured", {})
-            points = set(measured.get(self._protocol.digest, [])) | run.measures
+            points = done.get("measured", {})
+            protocol = self._protocol.digest
             self._workdir.write_run(
                 run.key,
                 "DONE",
                 dict(
                     updates=max(run.updates, done.get("updates", 0)),
-                    checkpoints=sorted(kept),
-                    measured={**measured, self._protocol.digest: sorted(points)},
+                    checkpoints=sorted(there & kept),
+                    measured={**points, protocol: sorted(run.measures | set(points.get(protocol, [])))},
                     wall_seconds=round(done.get("wall_seconds", 0.0) + time.monotonic() - began, 3),
                 ),
             )
 
-    def _missing(self, run: Run, checkpoints: Checkpoints) -> frozenset[int]:
-        return (run.checkpoints - set(checkpoints.updates())) | (run.measures - self._measured(run))
+    def _kept(self, run: Run) -> set[int]:
+        """The checkpoints that are not temporary: those of this study, and of every other that had a part in the run."""
+
+        def kept() -> list[int]:
+            asked = self._workdir.read_run(run.key, "run.json").get("kept", [])
+            reached = self._workdir.read_run(run.key, "DONE").get("checkpoints", [])
+            return sorted({*run.checkpoints, *asked, *reached})
+
+        return set(agree.from_main(kept))
 
     def _measured(self, run: Run) -> set[int]:
         rows = self._workdir.rows(run.key)
         return {int(number) for number in rows.updates[rows.protocol == self._protocol.digest]}
 
+    def _rows_at(self, run: Run, number: int) -> list[dict[str, Any]]:
+        """What was measured at a point before; [] on processes other than 0, which write nothing."""
+        if not distributed.is_main():
+            return []
+        rows = self._workdir.rows(run.key)
+        rows = rows[(rows.protocol == self._protocol.digest) & (rows.updates == number)]
+        return rows.to_dict("records")
+
     def _continue(
-        self, run: Run, checkpoints: Checkpoints, missing: frozenset[int], progress: Callable[..., Progress]
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        missing: frozenset[int],
+        measured: set[int],
+        kept: set[int],
+        progress: Callable[..., Progress],
     ) -> None:
         step, tx = self._step(run)
         objective = objectives.make(dict(run.objective))
-        state, start, tokens, temporary = self._start(run, checkpoints, min(missing), tx)
+        state, start, tokens = self._start(run, checkpoints, min(missing), tx)
         stop = max(missing)
-        measured = self._measured(run)
+        there = agree.from_main(checkpoints.updates)
+        temporary = [number for number in there if number not in kept]
         base = self._base(run)
         reference = self._reference(run, objective)
         folder = self._workdir.run(run.key)
-        kept = set(checkpoints.updates())
 
         with (
             MetricWriter(folder, tensorboard=self._settings.tensorboard) as writer,
             progress(run, start, stop) as display,
         ):
-            writer.truncate(start)
+            repairing = distributed.is_main() and _recorded(folder) >= stop
+            if not repairing:
+                writer.truncate(start)
 
             def measure(state: TrainState, number: int, tokens: int) -> None:
-                with display.paused():
-                    rows = self._protocol.measure(state.params, base if base is not None else state.params, run.seed)
+                if number in measured:
+                    rows = self._rows_at(run, number)
+                else:
+                    with display.paused():
+                        rows = self._protocol.measure(state.params, base if base is not None else state.params, run.seed)
                     if base is None:  # before there is a base model, the distance to it has no meaning
                         rows = [row for row in rows if row["measure"] not in ("kl_base_model", "kl_model_base")]
                     where = dict(
@@ -146,25 +181,28 @@ class Executor:
                         commit=environment.commit(),
                         protocol=self._protocol.digest,
                     )
-                    if jax.process_index() == 0:
+                    if distributed.is_main():
                         self._workdir.add_rows(run.key, [{**row, **where} for row in rows])
+                if not repairing or number not in measured:
                     values = {f"{r['measure']}/{r['split']}": r["value"] for r in rows if r["measure"] != "sample"}
                     writer.write(number, values, kind="measure")
 
             def save(state: TrainState, number: int, tokens: int) -> None:
-                nonlocal temporary
+                if number in there:
+                    return
                 with display.paused():
                     writer.flush()
-                    passing = number not in run.checkpoints
                     meta = dict(run=run.key, identity=run.identity, parent=run.parent.key if run.parent else "",
-                                examples=number * run.batch_size, tokens=tokens, temporary=passing)  # fmt: skip
+                                examples=number * run.batch_size, tokens=tokens)  # fmt: skip
                     checkpoints.save(state, number, meta)
-                    if temporary is not None:
-                        checkpoints.delete(temporary)
-                    temporary = number if passing else None
+                    while temporary:
+                        checkpoints.delete(temporary.pop())
+                    if number not in kept:
+                        temporary.append(number)
 
             def note(number: int, metrics: dict[str, float], tokens: int) -> None:
-                writer.write(number, {**metrics, "total_tokens": float(tokens)})
+                if not repairing:
+                    writer.write(number, {**metrics, "total_tokens": float(tokens)})
                 display.update(number, metrics["loss"])
 
             hooks = loop.Hooks(
@@ -173,9 +211,11 @@ class Executor:
                 save=save,
                 log=note,
                 rollout=self._rollout(run, objective),
-                measure_at=run.measures - measured,
-                save_at=run.checkpoints - kept,
+                # One that is measured already is only written down again.
+                measure_at=frozenset(n for n in run.measures if n > start or n not in measured),
+                save_at=run.checkpoints - set(there),
                 save_seconds=self._settings.checkpoint_seconds,
+                clock=agree.clock(),
             )
             stream = batches(
                 self._data.train[run.role],
@@ -188,24 +228,23 @@ class Executor:
             if reference:
                 stream = ({**b, **{k: v[b["row"]] for k, v in reference.items()}} for b in stream)
             loop.train(state, step, stream, stage_key(run), start=start, stop=stop, tokens=tokens, hooks=hooks)
-            if temporary is not None:
-                checkpoints.delete(temporary)
             checkpoints.wait()
 
     def _start(
         self, run: Run, checkpoints: Checkpoints, first_missing: int, tx: optax.GradientTransformation
-    ) -> tuple[TrainState, int, int, int | None]:
-        """State, updates and tokens done, and the number of a temporary checkpoint to clear away."""
-        for number in reversed([n for n in checkpoints.updates() if n <= first_missing]):
+    ) -> tuple[TrainState, int, int]:
+        """State, and the updates and tokens that it has behind it."""
+        there = agree.from_main(checkpoints.updates)
+        for number in reversed([n for n in there if n <= first_missing]):
             try:
                 state, meta = checkpoints.restore(number, tx)
             except Damaged as error:
                 checkpoints.discard(number, error)
                 continue
             log.info("%s: continuing after update %d", run.key, number)
-            return state, number, meta["tokens"], number if meta["temporary"] else None
+            return state, number, meta["tokens"]
         params = self._fresh(run) if run.parent is None else self._parent_params(run)
-        return self._creators[tx](params), 0, 0, None
+        return self._creators[tx](params), 0, 0
 
     def _fresh(self, run: Run) -> Params:
         return self._model.init(jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(b"init")), self._mesh)
@@ -265,9 +304,8 @@ class Executor:
         if objective.annotate is None:
             return {}
         path = self._workdir.run(run.key) / "reference.npz"
-        if path.exists():
-            with np.load(path) as stored:
-                return dict(stored)
+        if agree.from_main(lambda: _load_arrays(path) is not None):
+            return _load_arrays(path) or {}
         annotate = objective.annotate
         jitted = jax.jit(
             lambda params, batch: annotate(self._model, params, batch), out_shardings=replicated(self._mesh)
@@ -284,15 +322,32 @@ class Executor:
                 parts.append(jitted(params, batch))
         parts = jax.device_get(parts)
         reference = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
-        if jax.process_index() == 0:
+        if distributed.is_main():
             _save_arrays(path, reference)
         return reference
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """None where there is no such file, or it is damaged: what it holds can be computed again."""
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s cannot be read (%s); computing it again.", path, error)
+        return None
 
 
 def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
+
+
+def _recorded(folder: Path) -> int:
+    """The last update whose loss is written down."""
+    return max((row["updates"] for row in metrics_lib.read(folder / metrics_lib.FILE) if row["kind"] == "train"), default=0)
 
 
 def _environment() -> dict[str, Any]:

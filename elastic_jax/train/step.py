@@ -73,7 +73,7 @@ def make_train_step(
         (total, (weight, sums)), grads = accumulated(state.params, batch, key)
         weight = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         loss = total / weight
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -1,4 +1,4 @@
-"""A measures table with planted truth: every curve is a known function, so every quantity is known in advance."""
+"""A measures table with planted truth: every curve is a known function, so all quantities are known."""
 
 import dataclasses
 import json
@@ -16,8 +16,9 @@ BATCH, ROW_TOKENS = 16, 24
 
 @dataclasses.dataclass(frozen=True)
 class Plant:
-    """What to plant. The score of an aligned model under perturbation falls on straight lines over log2(examples):
-    from `aligned` at the first recorded point to `final` at the last, so interpolation is exact.
+    """What to plant. The score of an aligned model under perturbation falls on straight lines over
+    log2(examples): from `aligned` at the first recorded point to `final` at the last, so interpolation is
+    exact.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -42,7 +43,7 @@ class Plant:
         return 128.0 * 2 ** (-self.speed * self.volumes.index(volume))
 
     def score(self, volume: int, examples: float) -> float:
-        """Score: linear in log2(examples), through (aligned + base) / 2 at `half_at`, within [final, aligned]."""
+        """Linear in log2(examples), through (aligned + base) / 2 at `half_at`, within [final, aligned]."""
         if volume == 0:
             fall = self.base * (1 - math.log2(1 + examples / 16) / 8)
             return max(fall, self.final)
@@ -67,7 +68,7 @@ class Plant:
         return min(self.kl_floor + (0.03 if distance < 0 else 0.02) * abs(distance), start)
 
 
-def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (frozen)
+def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:
     """Rows and schema metadata."""
     rows: list[dict] = []
     runs: list[dict] = []
@@ -79,19 +80,43 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (f
         for (measure, split, unit), value in values.items():
             rows.append(
                 dict(
-                    study="planted", run=run["run"], parent=run["parent"], stage=run["stage"], arm=run["arm"],
-                    method=run["method"], model="lm-width32-depth2", params=35_000, align_volume=align_volume,
-                    perturb_volume=perturb, examples=examples, updates=examples // BATCH,
-                    tokens=examples * ROW_TOKENS, measure=measure, split=split, unit=unit, value=value,
-                    stderr=0.01 if measure == "score" else 0.002, n=256, seed=run["seed"], commit="0123abc", text="",
+                    study="planted",
+                    run=run["run"],
+                    parent=run["parent"],
+                    stage=run["stage"],
+                    arm=run["arm"],
+                    method=run["method"],
+                    model="lm-width32-depth2",
+                    params=35_000,
+                    align_volume=align_volume,
+                    perturb_volume=perturb,
+                    examples=examples,
+                    updates=examples // BATCH,
+                    tokens=examples * ROW_TOKENS,
+                    measure=measure,
+                    split=split,
+                    unit=unit,
+                    value=value,
+                    stderr=0.01 if measure == "score" else 0.002,
+                    n=256,
+                    seed=run["seed"],
+                    commit="0123abc",
+                    text="",
                 )
-            )  # fmt: skip
+            )
 
     def sample(run: dict, examples: int, align_volume: int, score: float) -> None:
         if not plant.samples:
             return
-        for i, text in enumerate(("the film ⟶ was warm and bright", "a short plot ⟶ dull <b>cold</b> & slow")):
-            add(run, examples, {("sample", "samples", "probability"): float(np.clip(score + 0.1 * i, 0, 1))}, align_volume)
+        for i, text in enumerate(
+            ("the film ⟶ was warm and bright", "a short plot ⟶ dull <b>cold</b> & slow")
+        ):
+            add(
+                run,
+                examples,
+                {("sample", "samples", "probability"): float(np.clip(score + 0.1 * i, 0, 1))},
+                align_volume,
+            )
             rows[-1]["text"] = text
 
     def values(score: float, kl: float, shift: float) -> dict:
@@ -107,13 +132,26 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (f
                 out[("kl_data_model", split, "nats/token")] = 0.1 + 0.1 * i + abs(shift)
         return out
 
-    def run_of(name: str, parent: dict | None, stage: str, arm: str, method: str, seed: int, volume: int, points) -> dict:
+    def run_of(
+        name: str, parent: dict | None, stage: str, arm: str, method: str, seed: int, volume: int, points
+    ) -> dict:
         identity = f"{hash_text(name + method + (parent['run'] if parent else '') + str(seed)):08x}"
         run = dict(
-            run=f"{name}-{identity}", id=identity, name=name, parent=parent["run"] if parent else "", stage=stage, arm=arm,
-            method=method, seed=seed, align_volume=volume, parent_examples=0, examples=max(points),
-            updates=max(points) // BATCH, points=[0, *points], wall_seconds=12.5,
-        )  # fmt: skip
+            run=f"{name}-{identity}",
+            id=identity,
+            name=name,
+            parent=parent["run"] if parent else "",
+            stage=stage,
+            arm=arm,
+            method=method,
+            seed=seed,
+            align_volume=volume,
+            parent_examples=0,
+            examples=max(points),
+            updates=max(points) // BATCH,
+            points=[0, *points],
+            wall_seconds=12.5,
+        )
         runs.append(run)
         return run
 
@@ -128,7 +166,9 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (f
         sample(pretrain, 65536, 0, plant.base)
         parents: list[tuple[dict, int]] = []
         for method in plant.methods:
-            align = run_of("align", pretrain, "align", "aligned", method, seed, max(plant.volumes), plant.volumes)
+            align = run_of(
+                "align", pretrain, "align", "aligned", method, seed, max(plant.volumes), plant.volumes
+            )
             align["parent_examples"] = 65536
             for volume in (0, *plant.volumes):
                 score = plant.aligned(volume) if volume else plant.base
@@ -150,10 +190,15 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (f
             sample(perturb, max(plant.points), volume, plant.final)
     for split, count in (("pretrain", 65536), ("align", 4096), ("perturb", 1024)):
         for measure, unit, value in (
-            ("rows", "count", count), ("tokens", "count", count * ROW_TOKENS), ("loss_tokens", "count", count * 20),
-            ("truncated_rows", "count", 0), ("truncated_tokens", "count", 0), ("dropped_rows", "count", 0),
-            ("dropped_tokens", "count", 0), ("entropy", "nats/token", 1.9),
-        ):  # fmt: skip
+            ("rows", "count", count),
+            ("tokens", "count", count * ROW_TOKENS),
+            ("loss_tokens", "count", count * 20),
+            ("truncated_rows", "count", 0),
+            ("truncated_tokens", "count", 0),
+            ("dropped_rows", "count", 0),
+            ("dropped_tokens", "count", 0),
+            ("entropy", "nats/token", 1.9),
+        ):
             rows.append(_fact(split, measure, unit, value))
     rows.append(_fact("align&perturb", "overlap", "count", 0))
     rows.append(_fact("test", "scorer_accuracy", "fraction", 0.93))
@@ -162,12 +207,15 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:  # noqa: B008 (f
         "config": {"data": {"kind": "universe", "task": "sentiment"}, "seeds": list(plant.seeds)},
         "command": "python -m elastic_jax.run --config=configs/quickstart.py --workdir=runs/quickstart",
         "environment": {
-            "commit": "0123abc", "python": "3.11.9", "platform": "Linux", "devices": ["cpu:0"],
+            "commit": "0123abc",
+            "python": "3.11.9",
+            "platform": "Linux",
+            "devices": ["cpu:0"],
             "versions": {"jax": "0.10.2", "flax": "0.12.8"},
         },
         "runs": runs,
         "notes": ["prefix sharing: constant schedule, one run serves every volume"],
-    }  # fmt: skip
+    }
     return pd.DataFrame(rows), {"studies": {"planted": info}}
 
 
@@ -181,14 +229,35 @@ def hash_text(text: str) -> int:
 
 def _fact(split: str, measure: str, unit: str, value: float) -> dict:
     return dict(
-        study="planted", run="", parent="", stage="data", arm="", method="", model="", params=0, align_volume=0,
-        perturb_volume=0, examples=0, updates=0, tokens=0, measure=measure, split=split, unit=unit, value=float(value),
-        stderr=0.01 if measure == "entropy" else np.nan, n=0, seed=0, commit="0123abc", text="",
-    )  # fmt: skip
+        study="planted",
+        run="",
+        parent="",
+        stage="data",
+        arm="",
+        method="",
+        model="",
+        params=0,
+        align_volume=0,
+        perturb_volume=0,
+        examples=0,
+        updates=0,
+        tokens=0,
+        measure=measure,
+        split=split,
+        unit=unit,
+        value=float(value),
+        stderr=0.01 if measure == "entropy" else np.nan,
+        n=0,
+        seed=0,
+        commit="0123abc",
+        text="",
+    )
 
 
 def write(path: Path, rows: pd.DataFrame, metadata: dict) -> Path:
     data = pa.Table.from_pandas(rows, preserve_index=False)
-    data = data.replace_schema_metadata({**(data.schema.metadata or {}), b"elastic_jax": json.dumps(metadata).encode()})
+    data = data.replace_schema_metadata(
+        {**(data.schema.metadata or {}), b"elastic_jax": json.dumps(metadata).encode()}
+    )
     pq.write_table(data, path)
     return path

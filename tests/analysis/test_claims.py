@@ -58,7 +58,12 @@ def test_one_volume_has_no_trend(study_of):
 
 @pytest.mark.parametrize(
     ("low", "high", "side", "said"),
-    [(0.1, 0.2, 1, "supported"), (0.1, 0.2, -1, "contradicted"), (-0.2, -0.1, 1, "contradicted"), (-1, 1, 1, "undecided")],
+    [
+        (0.1, 0.2, 1, "supported"),
+        (0.1, 0.2, -1, "contradicted"),
+        (-0.2, -0.1, 1, "contradicted"),
+        (-1, 1, 1, "undecided"),
+    ],
 )
 def test_verdict(low, high, side, said):
     estimate = statistics.Estimate((low + high) / 2, low, high, 3)

@@ -8,7 +8,11 @@ from elastic_jax.errors import UserError
 
 @given(st.text(), st.text())
 def test_head_and_body_make_the_whole_text(prompt, answer):
-    for text in ("{prompt}{answer}", "USER: {prompt} ASSISTANT: {answer}</s>", "a {{b}} {prompt}\n{answer} c"):
+    for text in (
+        "{prompt}{answer}",
+        "USER: {prompt} ASSISTANT: {answer}</s>",
+        "a {{b}} {prompt}\n{answer} c",
+    ):
         head, body = Template(text).split(prompt, answer)
         assert head + body == text.format(prompt=prompt, answer=answer)
         assert answer in body

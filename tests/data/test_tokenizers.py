@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from elastic_jax.data import tokenizers
 from elastic_jax.errors import UserError
 
-TEXTS = [f"the {a} {b} was {c}, wasn't it?\n" for a in "red old wet".split() for b in ("café", "film") for c in ("nice", "été")]
+TEXTS = [
+    f"the {a} {b} was {c}, wasn't it?\n"
+    for a in ["red", "old", "wet"]
+    for b in ("café", "film")
+    for c in ("nice", "été")
+]
 BPE = tokenizers.train_bpe(TEXTS, 300)
 WORDS = tokenizers.WordTokenizer(["good", "bad", "café"])
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -24,7 +29,10 @@ def test_bpe_gives_every_string_back_and_counts_its_bytes(texts):
         assert BPE.token_bytes[row].sum() == len(text.encode())
 
 
-@pytest.mark.parametrize("text", ["naïve café", "日本語 テキスト", "👩‍👩‍👧 family 🏳️‍🌈", "a <eos> b <pad>", "  two\r\n\tlines ", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["naïve café", "日本語 テキスト", "👩‍👩‍👧 family 🏳️‍🌈", "a <eos> b <pad>", "  two\r\n\tlines ", "\x00"],
+)
 def test_bpe_round_trips_awkward_strings(text):
     (ids,) = BPE.encode([text])
     assert BPE.decode([ids]) == [text]
@@ -51,7 +59,11 @@ def test_same_texts_give_the_same_tokenizer_in_another_process():
     )
     digests = {
         subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(p for p in ["."] + sys.path if p)}
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(p for p in ["."] + sys.path if p)},
         ).stdout.strip()
         for seed in "12"
     }

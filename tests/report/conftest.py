@@ -5,9 +5,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 
-import planted  # noqa: E402
+import planted
 
-from elastic_jax import report  # noqa: E402
+from elastic_jax import report
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,25 @@
+"""Rebound on real text: positive IMDb reviews, then negative ones."""
+
+from elastic_jax import config
+
+
+def get_config():
+    c = config.default(config.text_data())
+    c.name = "rebound_imdb"
+    c.seeds = (0, 1, 2)
+    c.data.train = "tfds:imdb_reviews"
+    c.data.test = "tfds:imdb_reviews"
+    c.data.seq_len = 128
+    c.data.tokenizer.vocab_size = 2048
+    c.data.rows.update(pretrain=6000, prose=4000, align=4096, perturb=1024, scorer=4800, heldout=128, prompts=192)
+    c.model.size = "300k"
+    c.pretrain.batch_size = 32
+    c.pretrain.tokens = 5_000_000
+    c.pretrain.optim.update(lr=3e-3, warmup=50)
+    c.align.optim.lr = 1e-3
+    c.align.volumes = (256, 1024, 4096)
+    c.perturb.optim.lr = 1e-3
+    c.perturb.volumes = (16, 64, 256, 1024)
+    c.measures.samples = 192
+    c.measures.sample_tokens = 64
+    return c
