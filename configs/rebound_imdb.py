@@ -16,9 +16,9 @@ def get_config():
     c.pretrain.batch_size = 32
     c.pretrain.tokens = 5_000_000
     c.pretrain.optim.update(lr=3e-3, warmup=50)
-    c.align.optim.lr = 1e-3
+    c.align.optim.lr = 5e-4
     c.align.volumes = (256, 1024, 4096)
-    c.perturb.optim.lr = 1e-3
+    c.perturb.optim.lr = 5e-4
     c.perturb.volumes = (16, 64, 256, 1024)
     c.measures.samples = 192
     c.measures.sample_tokens = 64

@@ -5,13 +5,14 @@ loader serves the command line and a notebook: `load("configs/quickstart.py:tiny
 """
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from elastic_jax import objectives
 from elastic_jax.data import study_text, study_universe
 from elastic_jax.data.files import digest_of
 from elastic_jax.errors import UserError, closest
-from elastic_jax.models.config import ModelConfig
+from elastic_jax.models.config import ModelConfig, model_config
 from elastic_jax.train.optim import OptimConfig, optim_config
 
 
@@ -110,7 +111,10 @@ def _from_file(spec: str) -> ConfigDict:
         takes_argument = bool(inspect.signature(get_config).parameters)
         if argument and not takes_argument:
             raise UserError(f"--config={spec}: {path} takes no argument after the colon.")
-        return get_config(argument) if takes_argument else get_config()
+        made = get_config(argument) if takes_argument else get_config()
+        if not isinstance(made, ConfigDict):
+            raise UserError(f"--config={spec}: get_config() returned {type(made).__name__}, expected the config that it made.")
+        return made
     except UserError:
         raise
     except Exception as error:
@@ -198,14 +202,17 @@ def validate(config: ConfigDict) -> None:
     _known_fields(config, default(kinds[config.data.kind]()))
     if not config.name or not all(ch.isalnum() or ch in "-_." for ch in config.name):
         raise UserError(f"name={config.name!r}: expected letters, digits, '-', '_' or '.'.")
-    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise UserError(f"seeds={tuple(config.seeds)}: expected at least one number, each once.")
-    if config.measures.per_octave < 1 or config.measures.samples < 2:
-        raise UserError("measures.per_octave must be at least 1 and measures.samples at least 2.")
+    seeds = tuple(config.seeds)
+    if not seeds or len(set(seeds)) != len(seeds) or not all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds):
+        raise UserError(f"seeds={seeds}: expected at least one whole number from 0 to 2^32 - 1, each once.")
+    _check_model(config)
+    _check_execution(config)
     for name in ("pretrain", "align", "perturb"):
         section = config[name]
-        optim_config(section.optim.to_dict())
-        objectives.make(section.objective.to_dict())
+        with _field_of(name):
+            optim_config(section.optim.to_dict())
+        with _field_of(name):
+            objectives.make(section.objective.to_dict())
         if section.batch_size < 1 or section.accumulate < 1 or section.batch_size % section.accumulate:
             raise UserError(
                 f"{name}.batch_size={section.batch_size} does not divide into {name}.accumulate={section.accumulate} parts."
@@ -226,6 +233,8 @@ def _known_fields(config: ConfigDict, known: ConfigDict, path: str = "") -> None
     for name, value in config.items():
         if name not in known:
             raise UserError(f"{path}{name}: no such field. {closest(name, known)}")
+        if value is None and known[name] is not None:
+            raise UserError(f"{path}{name}=None: expected {type(known[name]).__name__}, as in {known[name]!r}.")
         if isinstance(known[name], ConfigDict) and name != "objective":
             if not isinstance(value, ConfigDict):
                 raise UserError(f"{path}{name}={value!r}: expected a group with {', '.join(known[name])}.")
@@ -235,8 +244,57 @@ def _known_fields(config: ConfigDict, known: ConfigDict, path: str = "") -> None
             raise UserError(f"{path}{name}: missing. Start the config from elastic_jax.config.default().")
 
 
+@contextlib.contextmanager
+def _field_of(stage: str) -> Iterator[None]:
+    """Messages about `optim.lr` become ones about `align.optim.lr`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{stage}.{error}") from None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_model(config: ConfigDict) -> None:
+    section = {name: value for name, value in config.model.items() if value is not None}
+    types = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
+    for name, value in section.items():
+        if types.get(name) is bool and not isinstance(value, bool):
+            raise UserError(f"model.{name}={value!r}: expected true or false.")
+        if types.get(name) is float and not (_is_whole(value) or isinstance(value, float)):
+            raise UserError(f"model.{name}={value!r}: expected a number.")
+    model_config(section, vocab_size=1, seq_len=config.data.seq_len)  # the vocabulary comes with the data
+
+
+def _check_execution(config: ConfigDict) -> None:
+    """What is measured, and when things are written."""
+    measures = config.measures
+    for field, value, fits, wanted in (
+        ("measures.per_octave", measures.per_octave, measures.per_octave >= 1, "1 or more"),
+        ("measures.batch_size", measures.batch_size, measures.batch_size >= 1, "1 or more"),
+        ("measures.samples", measures.samples, measures.samples >= 2, "2 or more: the score has a standard error"),
+        ("measures.temperature", measures.temperature, measures.temperature >= 0, "0 (the likeliest token) or more"),
+        ("measures.top_p", measures.top_p, 0 < measures.top_p <= 1, "a probability above 0"),
+        ("measures.sample_tokens", measures.sample_tokens, measures.sample_tokens >= 0, "0 (fill the row) or more"),
+        ("measures.keep", measures.keep, 0 <= measures.keep <= measures.samples, "from 0 to measures.samples"),
+        ("measures.kl_eps", measures.kl_eps, measures.kl_eps > 0, "above 0, in nats per token"),
+        ("checkpoint_seconds", config.checkpoint_seconds, config.checkpoint_seconds > 0, "above 0"),
+        ("log.seconds", config.log.seconds, config.log.seconds >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise UserError(f"{field}={value}: expected {wanted}.")
+    if measures.temperature == 0 and measures.top_p < 1:
+        raise UserError(
+            f"measures.top_p={measures.top_p} has no effect with measures.temperature=0, which takes the likeliest token. "
+            "Set measures.top_p=1."
+        )
+
+
 def _check_volumes(name: str, volumes: Any, batch_size: int) -> None:
-    if not volumes or list(volumes) != sorted(set(volumes)) or volumes[0] < 1:
+    whole = all(_is_whole(volume) for volume in volumes)
+    if not volumes or not whole or list(volumes) != sorted(set(volumes)) or volumes[0] < 1:
         raise UserError(f"{name}.volumes={tuple(volumes)}: expected growing numbers of examples, at least one.")
     for volume in volumes:
         if volume < batch_size:

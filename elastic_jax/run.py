@@ -2,6 +2,9 @@
 
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
+from elastic_jax.errors import UserError
+
+STAGES = ("pretrain", "align", "perturb")  # of elastic_jax.study.tree, which imports jax
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: cli.Arguments) -> None:
     # Flags first, jax after: a wrong flag should not wait for a device.
     config = cli.load_config(args)
+    if args.stage not in (None, *STAGES):
+        raise UserError(f"--stage={args.stage}: expected one of {', '.join(STAGES)}.")
     cli.start_jax(args, config)
     from elastic_jax import study as study_lib
     from elastic_jax.report import summary

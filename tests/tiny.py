@@ -1,6 +1,6 @@
 """Which models are small enough to test on, and how do they still show every mistake?
 
-One model of each family, with every weight random: zero biases and unit scales would hide the terms they belong to.
+One model of each family, with every weight random: zero biases and unit scales would hide their terms.
 """
 
 import dataclasses
@@ -42,8 +42,9 @@ FAMILIES = {
 
 def decoder(family="llama", **fields):
     """Two layers, four heads in two groups."""
-    shape = dict(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=32, vocab_size=VOCAB, seq_len=LENGTH)
-    return Decoder(ModelConfig(**{**shape, **FAMILIES[family], **fields}))
+    shape = dict(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=32)
+    data = dict(vocab_size=VOCAB, seq_len=LENGTH)
+    return Decoder(ModelConfig(**{**shape, **data, **FAMILIES[family], **fields}))
 
 
 def random_params(model, seed=0, std=0.3):
@@ -84,12 +85,8 @@ def forward(model, params, tokens_bt, segments_bt=None, positions_bt=None):
 
 def assert_trees_close(actual, expected, **tolerance):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(
-            np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path), **tolerance
-        )
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path), **tolerance)
 
 
 def assert_trees_equal(actual, expected):

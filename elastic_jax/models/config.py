@@ -51,6 +51,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < (0 if name == "layers" else 1):
                 raise UserError(f"model.{name}={value!r}: expected a positive whole number.")
+        for name in ("norm_eps", "rope_theta", "window", "attention_softcap", "logit_softcap", "init_std"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"model.{name}={getattr(self, name)!r}: expected zero or a positive number.")
+        if not 0 <= self.rotary_fraction <= 1:
+            raise UserError(f"model.rotary_fraction={self.rotary_fraction!r}: expected 0 <= rotary_fraction <= 1.")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}: every key head serves the "
@@ -87,10 +92,12 @@ class ModelConfig:
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs (forward and backward) per token of a row of `length`, causal attention counted once.
 
-        6 N_matmul + 12 L T H h / 2: the causal convention, in which no MFU is flattered by masked products.
+        6 N_matmul + 12 L K H h, where K is the mean number of keys that a token attends to, T/2 without a window: the causal
+        convention, in which no MFU is flattered by masked products.
         """
-        attention = 6 * self.layers * min(length, self.window or length) * self.heads * self.head_dim
-        return 6.0 * self.matmul_params + attention
+        window = min(length, self.window or length)
+        keys = window - window**2 / (2 * length)
+        return 6.0 * self.matmul_params + 12 * self.layers * keys * self.heads * self.head_dim
 
 
 def _divisor(of: int, near: int) -> int:

@@ -13,7 +13,10 @@ from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, 
 
 
 def nucleus(logits_bv: jax.Array, top_p: float) -> jax.Array:
-    """Keep the smallest set of tokens whose probability reaches `top_p`; the rest become impossible."""
+    """Keep the smallest set of tokens whose probability reaches `top_p`; the rest become impossible.
+
+    Tokens as likely as the last of the set are kept with it: nothing else tells them apart.
+    """
     ordered = jnp.sort(logits_bv, axis=-1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
     floor = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
@@ -21,7 +24,7 @@ def nucleus(logits_bv: jax.Array, top_p: float) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("model", "length", "temperature", "top_p", "eos", "pad"))
-def _generate(
+def generate(
     model: Decoder,
     params: Params,
     prompts_bp: jax.Array,
@@ -33,6 +36,7 @@ def _generate(
     eos: int,
     pad: int,
 ) -> jax.Array:
+    """The jitted part of `sample`, for use inside other device code: tokens [b, length], pad after the first eos."""
     b, p = prompts_bp.shape
 
     def draw(logits_bv: jax.Array, number: jax.Array) -> jax.Array:
@@ -90,12 +94,14 @@ def sample(
         raise UserError(
             f"measures.sample: {prompts.shape[1]} prompt tokens and {length} new ones exceed data.seq_len={model.config.seq_len}."
         )
+    if length < 1 or not prompts.size:
+        raise UserError(f"measures.sample: length={length}, prompts of shape {prompts.shape}: expected at least one token of each.")
     if temperature < 0 or not 0 < top_p <= 1:
         raise UserError(f"measures.sample: temperature={temperature}, top_p={top_p}: expected temperature >= 0 and 0 < top_p <= 1.")
     n = len(prompts)
     padded = np.resize(prompts, (-(-n // batch_shards(mesh)) * batch_shards(mesh), prompts.shape[1]))
     with jax.set_mesh(mesh):
-        tokens = _generate(
+        tokens = generate(
             model,
             params,
             put_global(padded.astype(np.int32), batch_sharding(mesh)),

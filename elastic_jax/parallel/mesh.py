@@ -101,15 +101,18 @@ def check_dims(dims: Any, shapes: Any, mesh: Mesh) -> None:
     """Raises UserError when a parameter's dim does not divide over its mesh axes."""
     flat_dims = jax.tree.leaves(dims, is_leaf=lambda leaf: isinstance(leaf, tuple))
     bad = {}
+    common = dict(mesh.shape)  # what every dim on an axis divides over
     for leaf_dims, leaf in zip(flat_dims, jax.tree.leaves(shapes), strict=True):
         for dim, size in zip(leaf_dims, leaf.shape, strict=True):
-            parts = math.prod(mesh.shape[axis] for axis in RULES.get(dim, ()))
-            if size % parts:
-                bad[dim] = (size, RULES[dim][0], parts, math.gcd(size, parts))
-    for dim, (size, axis, parts, common) in bad.items():
+            for axis in RULES.get(dim, ()):
+                common[axis] = math.gcd(common[axis], size)
+                if size % mesh.shape[axis]:
+                    bad[dim] = (size, axis)
+    for dim, (size, axis) in bad.items():
+        parts = mesh.shape[axis]
         raise UserError(
             f"model dim '{dim}' has size {size}, which does not divide over mesh axis {axis} = {parts}. "
-            f"Use --config.mesh.{axis}={common}, or a model whose '{dim}' is a multiple of {parts}."
+            f"Use --config.mesh.{axis}={common[axis]}, or a model whose '{dim}' is a multiple of {parts}."
         )
 
 

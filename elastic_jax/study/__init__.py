@@ -98,7 +98,7 @@ class Study:
         """Everything that can be known to fail before the first update.
 
         Raises:
-          UserError: too few rows for a volume, or a model that does not fit the mesh.
+          UserError: too few rows for a volume, a model that does not fit the mesh, or samples longer than a row.
         """
         self.model.shardings(self.mesh)
         for stage in ("align", "perturb"):
@@ -108,6 +108,13 @@ class Study:
                     f"{stage}.volumes asks for {largest} examples, but data has {rows} for {stage}. Lower the volumes, or raise "
                     f"{'data.rows.' + stage if self.config.data.kind == 'text' else f'data.{stage}.rows'}."
                 )
+        asked, length = self.config.measures.sample_tokens, self.data.prompts.shape[1]
+        longest = self.config.data.seq_len + 1 - length
+        if asked > longest:
+            raise UserError(
+                f"measures.sample_tokens={asked}: after prompts of {length} tokens a row of data.seq_len="
+                f"{self.config.data.seq_len} has room for {longest}. Use {longest} or less, or 0 to fill the row."
+            )
 
     @cached_property
     def _executor(self) -> execute.Executor:

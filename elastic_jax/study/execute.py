@@ -163,8 +163,9 @@ class Executor:
             progress(run, start, stop) as display,
         ):
             repairing = distributed.is_main() and _recorded(folder) >= stop
+            recorded = start or -1  # only a checkpoint vouches for the lines before it
             if not repairing:
-                writer.truncate(start)
+                writer.truncate(recorded)
 
             def measure(state: TrainState, number: int, tokens: int) -> None:
                 if number in measured:
@@ -212,7 +213,7 @@ class Executor:
                 log=note,
                 rollout=self._rollout(run, objective),
                 # One that is measured already is only written down again.
-                measure_at=frozenset(n for n in run.measures if n > start or n not in measured),
+                measure_at=frozenset(n for n in run.measures if n > recorded or n not in measured),
                 save_at=run.checkpoints - set(there),
                 save_seconds=self._settings.checkpoint_seconds,
                 clock=agree.clock(),
@@ -295,9 +296,15 @@ class Executor:
     def _rollout(self, run: Run, objective: Objective) -> Any:
         if objective.rollout is None:
             return None
-        rollout = objective.rollout
+        sample = objective.rollout
         key = jax.random.fold_in(stage_key(run), zlib.crc32(b"rollout"))
-        return lambda params, batch, number: rollout(self._model, params, batch, jax.random.fold_in(key, number))
+        jitted = jax.jit(lambda params, batch, key: sample(self._model, params, batch, key))
+
+        def rollout(params: Params, batch: Any, number: int) -> Any:
+            with jax.set_mesh(self._mesh):
+                return jitted(params, batch, jax.random.fold_in(key, number))
+
+        return rollout
 
     def _reference(self, run: Run, objective: Objective) -> dict[str, np.ndarray]:
         """What the objective needs of the parameters the run starts from, once per row of its data, cached in its folder."""

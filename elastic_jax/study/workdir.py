@@ -22,6 +22,11 @@ FORMAT = 1
 ROW_COLUMNS = ("examples", "updates", "tokens", "measure", "split", "unit", "value", "stderr", "n", "commit", "text", "protocol")
 
 
+def _own_beginning(name: str) -> bool:
+    """What may be there of a command that was killed before it had written study.json."""
+    return name == ".lock" or name.startswith("study.json.tmp-")
+
+
 class Workdir:
     """Paths, and reading and writing of the small files; every write is atomic."""
 
@@ -55,15 +60,16 @@ class Workdir:
         if not ours and not create:
             raise UserError(f"--workdir={self.path}: no study here (no study.json). Start one with python -m elastic_jax.run.")
         try:
-            if not ours and self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            if not ours and self.path.exists() and any(not _own_beginning(p.name) for p in self.path.iterdir()):
                 raise UserError(
                     f"--workdir={self.path}: this folder holds other files and no study.json, so it is not one of ours. "
                     "Give a new or empty folder."
                 )
             if create:
-                (self.path / "runs").mkdir(parents=True, exist_ok=True)
-                if not ours:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not ours:  # before anything else: a folder without it is not ours
                     self._write_json("study.json", dict(format=FORMAT, latest="", studies={}))
+                (self.path / "runs").mkdir(exist_ok=True)
                 if not os.access(self.path, os.W_OK):
                     raise PermissionError("not writable")
         except OSError as error:

@@ -16,6 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from elastic_jax.models.transformer import Decoder, Params
+from elastic_jax.train import checksum
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.state import TrainState
 
@@ -49,12 +50,18 @@ class Checkpoints:
     def save(self, state: TrainState, updates: int, meta: dict[str, Any]) -> None:
         """Start writing; `wait` or the next save waits for it. Written under a temporary name and renamed when complete."""
         disk = state_lib.to_disk(state, self._model)
+        meta = {**meta, "updates": updates}
+        checksums = dict(
+            params=checksum.of_arrays(disk.params, self._mesh),
+            opt_state=checksum.of_arrays(disk.opt_state, self._mesh),
+            meta=checksum.of_json(meta),
+        )
         self._manager.save(
             updates,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(disk.params),
                 opt_state=ocp.args.StandardSave(disk.opt_state),
-                meta=ocp.args.JsonSave({**meta, "updates": updates}),
+                meta=ocp.args.JsonSave({**meta, "checksums": checksums}),
             ),
         )
 
@@ -97,12 +104,20 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _read(self, updates: int, **args: Any) -> Any:
+    def _read(self, updates: int, **args: Any) -> dict[str, Any]:
         try:
-            return self._manager.restore(updates, args=ocp.args.Composite(**args))
+            items = dict(self._manager.restore(updates, args=ocp.args.Composite(**args)))
         except Exception as error:  # orbax and tensorstore raise many kinds for one cause
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise Damaged(f"Checkpoint {self.folder / str(updates)} cannot be read ({reason}).") from error
+        meta = items["meta"]
+        saved = meta.pop("checksums", None)
+        found = {"meta": checksum.of_json(meta)}
+        found |= {name: checksum.of_arrays(item, self._mesh) for name, item in items.items() if name != "meta"}
+        wrong = [name for name, value in found.items() if not saved or saved.get(name) != value]
+        if wrong:
+            raise Damaged(f"Checkpoint {self.folder / str(updates)}: {', '.join(wrong)} fail their checksum.")
+        return items
 
     def _on_disk(self, tx: optax.GradientTransformation) -> TrainState:
         """What the files hold, placed on the current mesh: an abstract tree never brings back the saved devices."""

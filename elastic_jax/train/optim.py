@@ -28,12 +28,29 @@ class OptimConfig:
     clip: float = 1.0  # 0 switches it off
 
     def __post_init__(self):
-        for field, low, high in (("lr", 0, 1e3), ("b1", 0, 1), ("b2", 0, 1), ("clip", 0, 1e6), ("warmup", 0, 1e12)):
+        limits = dict(lr=(0, 1e3), warmup=(0, 1e12), final=(0, 1), b1=(0, 1), b2=(0, 1), eps=(0, 1))
+        limits |= dict(weight_decay=(0, 1e3), clip=(0, 1e6))
+        for field, (low, high) in limits.items():
             value = getattr(self, field)
             if not low <= value < high:
                 raise UserError(f"optim.{field}={value}: expected {low} <= {field} < {high:g}.")
         if self.lr == 0:
             raise UserError("optim.lr=0: nothing would be learnt. Give a positive learning rate.")
+        if not 0 <= self.final <= 1:
+            raise UserError(f"optim.final={self.final}: expected a share of the learning rate, from 0 to 1.")
+        if self.schedule == "constant":
+            self._refuse_unused(f"schedule={self.schedule}", "final")
+        if self.name == "sgd":
+            self._refuse_unused(f"name={self.name}", "b2", "eps", "weight_decay")
+
+    def _refuse_unused(self, reason: str, *names: str) -> None:
+        """A value that was chosen and has no effect would be reported as if it had one."""
+        for field in dataclasses.fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"optim.{field.name}={getattr(self, field.name)} has no effect with optim.{reason}. "
+                    f"Set optim.{field.name}={field.default}, or choose another optim.{reason.partition('=')[0]}."
+                )
 
     @property
     def horizon_free(self) -> bool:

@@ -45,7 +45,8 @@ def attention(c, params, x, positions, visible):
     for j in range(c.kv_heads):
         weights = params["qkv"][:, j]
         bias = params["qkv_bias"][j] if c.qkv_bias else np.zeros((c.group + 2, c.head_dim))
-        keys, values = x @ weights[:, c.group] + bias[c.group], x @ weights[:, c.group + 1] + bias[c.group + 1]
+        keys = x @ weights[:, c.group] + bias[c.group]
+        values = x @ weights[:, c.group + 1] + bias[c.group + 1]
         if c.qk_norm:
             keys = norm(c, params["k_norm"], keys)
         keys = rotary(keys, positions, c.rope_theta, c.rotary_dims)
@@ -60,8 +61,7 @@ def attention(c, params, x, positions, visible):
 
 def mlp(c, params, x):
     parts = [
-        x @ params["up"][:, i] + (params["up_bias"][i] if c.mlp_bias else 0.0)
-        for i in range(params["up"].shape[1])
+        x @ params["up"][:, i] + (params["up_bias"][i] if c.mlp_bias else 0.0) for i in range(params["up"].shape[1])
     ]
     hidden = activation(c.activation, parts[0]) * (parts[1] if c.gated else 1.0)
     return hidden @ params["down"] + (params["down_bias"] if c.mlp_bias else 0.0)

@@ -91,9 +91,7 @@ def test_matmul_params_are_the_weights_of_products(family):
     model = tiny.decoder(family)
     products = {"qkv", "out", "up", "down"}
     counted = sum(
-        leaf.size
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model.shapes)
-        if path[-1].key in products
+        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(model.shapes) if path[-1].key in products
     )
     assert model.config.matmul_params == counted + tiny.VOCAB * 16
 

@@ -8,21 +8,38 @@ from pathlib import Path
 import pytest
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker to need it fills, and the others wait for."""
+    base = factory.getbasetemp()
+    if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
+        base = base.parent
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.complete").exists():
+            make(base / name)
+            (base / f"{name}.complete").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, cpu_devices: list) -> Path:
     """A workdir with the small study done on one device; only to be read."""
     import small_studies  # imports jax, which tests/conftest.py prepares first
 
-    base = tmp_path_factory.getbasetemp()
-    if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
-        base = base.parent
-    folder = base / "small_study_finished"
-    with open(base / "small_study_finished.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            small_studies.run(folder, page=True)
-            (folder / "complete").touch()
-    return folder
+    return once(tmp_path_factory, "finished", lambda folder: small_studies.run(folder, page=True))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by the command in a process of its own. XLA cuts its work by the number of threads, which depends on the number
+    of fake devices, so the last bits differ from those of `finished`."""
+    import small_studies
+
+    def make(folder: Path) -> None:
+        done = small_studies.shell(folder)
+        assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "uninterrupted", make)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 
 from elastic_jax import config as config_lib, study as study_lib
 from elastic_jax.parallel.mesh import make_mesh
@@ -93,6 +94,27 @@ def watched() -> Iterator[list[Trained]]:
 
     with mock.patch.object(execute.Executor, "execute", executing), mock.patch.object(execute.loop, "train", training):
         yield found
+
+
+class Stopped(BaseException):
+    """As if the process had ended here: nothing may catch it and go on."""
+
+
+@contextlib.contextmanager
+def stopping(owner: object, name: str, call: int, after: bool):
+    """The `call`-th call of `owner.name` is the last thing that happens, before or after it is carried out."""
+    real, calls = getattr(owner, name), 0
+
+    def stand_in(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        result = real(*args, **kwargs) if calls < call or after else None
+        if calls == call:
+            raise Stopped
+        return result
+
+    with mock.patch.object(owner, name, stand_in), pytest.raises(Stopped):
+        yield
 
 
 def table(workdir: Path, study: str | None = None) -> pd.DataFrame:

@@ -1,40 +1,18 @@
 """Does a study that was stopped anywhere end where one ends that was never stopped?"""
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import small_studies
+from small_studies import stopping
 
 from elastic_jax import study as study_lib
 from elastic_jax.study import execute
 from elastic_jax.study.workdir import Workdir
 from elastic_jax.train import metrics
 from elastic_jax.train.checkpoint import Checkpoints
-
-
-class Stopped(BaseException):
-    """As if the process had ended here: nothing may catch it and go on."""
-
-
-@contextlib.contextmanager
-def stopping(owner: object, name: str, call: int, after: bool):
-    """The `call`-th call of `owner.name` is the last thing that happens, before or after it is carried out."""
-    real, calls = getattr(owner, name), 0
-
-    def stand_in(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        result = real(*args, **kwargs) if calls < call or after else None
-        if calls == call:
-            raise Stopped
-        return result
-
-    with mock.patch.object(owner, name, stand_in), pytest.raises(Stopped):
-        yield
 
 
 # In the order in which an advancing study meets them.

@@ -1,0 +1,54 @@
+"""Are these the numbers that were saved, to the bit, wherever they lie now?
+
+The checkpoint format has a checksum for its index and none for the arrays: a byte that turned on the disk would be read as
+another weight. The sums below are made on the devices, where the arrays are, and are the same on every mesh.
+"""
+
+import functools
+import json
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from elastic_jax.parallel.mesh import replicated
+
+
+def of_json(values: Any) -> int:
+    """CRC-32 of values that JSON can hold."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def of_arrays(tree: Any, mesh: Mesh) -> int:
+    """A 32-bit sum over names, shapes and bits of all arrays of `tree`, which lie on `mesh`."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = jax.tree.leaves(tree)
+    # One call per array: layers have the same shapes, so that deep models compile no more than shallow ones.
+    sums = jax.device_get([_jitted(mesh)(leaf) for leaf in leaves])
+    parts = [[path, str(leaf.dtype), leaf.shape, int(total)] for path, leaf, total in zip(paths, leaves, sums, strict=True)]
+    return of_json(parts)
+
+
+@functools.cache
+def _jitted(mesh: Mesh) -> Any:
+    return jax.jit(_sum, out_shardings=replicated(mesh))
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """sum_i m(bits_i ^ m(i)) mod 2^32, with m = `_mixed`: integers add up the same in any order, and one changed number
+    always changes the sum, since m is one to one."""
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for dim, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+    return jnp.sum(_mixed(bits ^ _mixed(place)), dtype=jnp.uint32)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A permutation of the 32-bit numbers without a pattern (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
