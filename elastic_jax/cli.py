@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from elastic_jax.errors import UserError
 
@@ -78,7 +79,7 @@ def _pair(word: str) -> tuple[str, str]:
     return name, value
 
 
-def load_config(args: Arguments):
+def load_config(args: Arguments) -> Any:
     """The config of the flags, checked."""
     from elastic_jax import config
 
@@ -87,7 +88,7 @@ def load_config(args: Arguments):
     return loaded
 
 
-def start_jax(args: Arguments, config) -> None:
+def start_jax(args: Arguments, config: Any) -> None:
     """Join the other processes if a launcher asked for it, and check that they run the same study."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings of the compiler's partitioner are for its authors
     from elastic_jax import config as config_lib

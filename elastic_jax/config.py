@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -25,13 +25,17 @@ from elastic_jax.errors import UserError, closest
 from elastic_jax.models.config import ModelConfig, model_config
 from elastic_jax.train.optim import OptimConfig, optim_config
 
+# A ConfigDict. ml_collections types a field as a union of everything that a field can be, a group included, which no use of a
+# nested field passes.
+Config: TypeAlias = Any
 
-def universe_data() -> ConfigDict:
+
+def universe_data() -> Config:
     """Data drawn from the embedded universe: exact probabilities, no download."""
     return ConfigDict(copy.deepcopy(study_universe.DEFAULTS))
 
 
-def text_data() -> ConfigDict:
+def text_data() -> Config:
     """Data from local files or tensorflow-datasets; README.md, "Your own data", describes the fields."""
     return ConfigDict(copy.deepcopy(study_text.DEFAULTS))
 
@@ -47,7 +51,7 @@ def stage(batch_size: int, lr: float, **optim: Any) -> dict[str, Any]:
     )
 
 
-def default(data: ConfigDict | None = None) -> ConfigDict:
+def default(data: Config | None = None) -> Config:
     """Every field a study has, with values that suit the embedded universe on two cores."""
     return ConfigDict(
         dict(
@@ -79,7 +83,7 @@ def default(data: ConfigDict | None = None) -> ConfigDict:
     )
 
 
-def load(spec: str | ConfigDict, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+def load(spec: str | Config, overrides: Mapping[str, Any] | None = None) -> Config:
     """A config from `path/to/file.py` or `path/to/file.py:argument`, with `{"field.subfield": value}` applied.
 
     Raises:
@@ -92,7 +96,7 @@ def load(spec: str | ConfigDict, overrides: Mapping[str, Any] | None = None) -> 
     return config
 
 
-def _from_file(spec: str) -> ConfigDict:
+def _from_file(spec: str) -> Config:
     name, _, argument = spec.partition(".py:")
     path = Path(name + ".py" if ".py:" in spec else spec)
     if not path.is_file():
@@ -123,7 +127,7 @@ def _from_file(spec: str) -> ConfigDict:
         sys.dont_write_bytecode = before
 
 
-def parse_argument(argument: str, *flags: str, **options: Any) -> ConfigDict:
+def parse_argument(argument: str, *flags: str, **options: Any) -> Config:
     """The part after the colon, `flag,option=value`, for use in recipes: `file.py:tiny,task=refusal`.
 
     Raises:
@@ -138,7 +142,7 @@ def parse_argument(argument: str, *flags: str, **options: Any) -> ConfigDict:
     return parsed
 
 
-def _override(config: ConfigDict, path: str, value: Any, source: str) -> None:
+def _override(config: Config, path: str, value: Any, source: str) -> None:
     node, *parents = config, *path.split(".")
     for depth, name in enumerate(parents):
         if not isinstance(node, ConfigDict) or name not in node:
@@ -180,17 +184,17 @@ def _convert(value: Any, old: Any, field: str) -> Any:
     return parsed
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
+def plain(config: Config) -> dict[str, Any]:
     """The config as JSON types."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def fingerprint(config: ConfigDict) -> str:
+def fingerprint(config: Config) -> str:
     """Changes whenever a result might."""
     return digest_of(plain(config))
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Check what can be checked before any data is read.
 
     Raises:
@@ -229,7 +233,7 @@ def validate(config: ConfigDict) -> None:
         )
 
 
-def _known_fields(config: ConfigDict, known: ConfigDict, path: str = "") -> None:
+def _known_fields(config: Config, known: Config, path: str = "") -> None:
     for name, value in config.items():
         if name not in known:
             raise UserError(f"{path}{name}: no such field. {closest(name, known)}")
@@ -257,7 +261,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_model(config: ConfigDict) -> None:
+def _check_model(config: Config) -> None:
     section = {name: value for name, value in config.model.items() if value is not None}
     types = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
     for name, value in section.items():
@@ -268,7 +272,7 @@ def _check_model(config: ConfigDict) -> None:
     model_config(section, vocab_size=1, seq_len=config.data.seq_len)  # the vocabulary comes with the data
 
 
-def _check_execution(config: ConfigDict) -> None:
+def _check_execution(config: Config) -> None:
     """What is measured, and when things are written."""
     measures = config.measures
     for field, value, fits, wanted in (

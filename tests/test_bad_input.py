@@ -150,8 +150,13 @@ def recipe(folder: Path, body: str) -> str:
 RECIPES = {
     "def get_config():\n    c = config.default()\n    c.align.optim.learning_rate = 1\n    return c": ["learning_rate"],
     "def get_config():\n    c = config.default()\n    c.pretrain.batch_size = 'eight'\n    return c": ["batch_size"],
-    "def get_config():\n    c = config.default()\n    c.align.volumes = ('a', 'b')\n    return c": ["align.volumes=('a', 'b')"],
-    "def get_config():\n    c = config.default()\n    del c.align\n    return c": ["align: missing", "config.default()"],
+    "def get_config():\n    c = config.default()\n    c.align.volumes = ('a', 'b')\n    return c": [
+        "align.volumes=('a', 'b')"
+    ],
+    "def get_config():\n    c = config.default()\n    del c.align\n    return c": [
+        "align: missing",
+        "config.default()",
+    ],
     "def other():\n    return 1": ["has no function get_config()"],
     "def get_config(:": ["SyntaxError"],
     "import no_such_module": ["ModuleNotFoundError", "no_such_module"],
@@ -215,7 +220,10 @@ def test_status_and_report_name_the_studies_that_are_there(refused: Run, tmp_pat
 
 
 def reviews(path: Path, labels: tuple = (0, 1), rows: int = 40) -> Path:
-    lines = [json.dumps({"text": f"review number {i} of film {i * 7}", "label": labels[i % len(labels)]}) for i in range(rows)]
+    lines = [
+        json.dumps({"text": f"review number {i} of film {i * 7}", "label": labels[i % len(labels)]})
+        for i in range(rows)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 

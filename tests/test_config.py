@@ -101,7 +101,13 @@ def test_arguments_of_recipes():
 def test_the_fingerprint_changes_with_every_field(config):
     before = config_lib.fingerprint(config)
     assert before == config_lib.fingerprint(config_lib.load(config, {"seeds": (0, 1, 2)}))
-    for field, value in (("seeds", (0, 1)), ("align.optim.lr", 1e-5), ("data.seed", 1), ("mesh.fsdp", 2), ("name", "b")):
+    for field, value in (
+        ("seeds", (0, 1)),
+        ("align.optim.lr", 1e-5),
+        ("data.seed", 1),
+        ("mesh.fsdp", 2),
+        ("name", "b"),
+    ):
         assert config_lib.fingerprint(config_lib.load(config, {field: value})) != before
 
 
@@ -128,7 +134,9 @@ def test_a_setting_that_would_be_ignored_is_refused(config, overrides, message):
 
 
 def test_settings_that_have_an_effect_are_not_refused(config):
-    config_lib.validate(config_lib.load(config, {"align.optim.warmup": 5, "align.optim.name": "sgd", "align.optim.b1": 0.5}))
+    config_lib.validate(
+        config_lib.load(config, {"align.optim.warmup": 5, "align.optim.name": "sgd", "align.optim.b1": 0.5})
+    )
     config_lib.validate(config_lib.load(config, {"align.optim.schedule": "linear", "align.optim.final": 0.5}))
     config_lib.validate(config_lib.load(config, {"measures.temperature": 0.0}))
 

@@ -10,7 +10,9 @@ from elastic_jax import config as config_lib
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py"))
 # Arguments after the colon that are worth a test of their own.
-ARGUMENTS = [("quickstart.py", a) for a in ("tiny", "tiny,task=refusal", "tiny,objective=dpo", "task=refusal,objective=dpo")]
+ARGUMENTS = [
+    ("quickstart.py", a) for a in ("tiny", "tiny,task=refusal", "tiny,objective=dpo", "task=refusal,objective=dpo")
+]
 
 
 @pytest.mark.parametrize(("name", "argument"), [*((name, "") for name in RECIPES), *ARGUMENTS])
@@ -27,7 +29,9 @@ def test_a_recipe_says_what_it_is_and_defines_nothing_else(name: str) -> None:
     assert not re.search(r"^class ", source, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if config_lib.load(str(CONFIGS / name)).data.kind == "universe"])
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if config_lib.load(str(CONFIGS / name)).data.kind == "universe"]
+)
 def test_a_recipe_on_the_universe_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from elastic_jax.study import Study, planning
 

@@ -394,11 +394,12 @@ def pretraining(found: Findings) -> Drawing | None:
     if rows.empty or rows.tokens.nunique() < 2:
         return None
     out = []
-    for key, part in rows.groupby(["measure", "split", "unit", "model", "tokens"], sort=True):
+    # A point is a number of updates: seeds read other rows, so their tokens differ by a little.
+    for key, part in rows.groupby(["measure", "split", "unit", "model", "updates"], sort=True):
         estimate = statistics.mean_interval(part.value.to_numpy(), found.level)
         out.append(
-            dict(zip(["measure", "split", "unit", "model", "tokens"], key, strict=True))
-            | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+            dict(zip(["measure", "split", "unit", "model", "updates"], key, strict=True))
+            | {"tokens": part.tokens.mean(), "mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
         )
     frame = table.frame(out, list(out[0]))
     titles = {

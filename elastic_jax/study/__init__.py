@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from elastic_jax import config as config_lib
 from elastic_jax import environment, report
+from elastic_jax.config import Config
 from elastic_jax.data import files
 from elastic_jax.data.build import StudyData, build
 from elastic_jax.errors import UserError
@@ -48,7 +48,7 @@ class Study:
       UserError: the config cannot work, or the folder is not one of ours.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
+    def __init__(self, config: Config, workdir: str | Path):
         config_lib.validate(config)
         self.config = config
         self.workdir = Workdir(workdir)
@@ -177,10 +177,12 @@ class Study:
         known = self.workdir.studies_file()["studies"].get(self.config.name, {})
         same = known.get("fingerprint") == self.fingerprint
         runs = [dict(run.describe(), measured=sorted(run.measures)) for run in self.runs]
+        made_with = known["environment"] if same else environment.describe()
         entry = dict(
             fingerprint=self.fingerprint,
             config=config_lib.plain(self.config),
-            environment=known["environment"] if same else environment.describe(),
+            environment=made_with,
+            command=made_with["command"],
             model=self.model_name,
             params=self.model.size,
             protocol=self.protocol.digest,
@@ -188,7 +190,6 @@ class Study:
             notes=self.notes,
             runs=runs,
         )
-        entry["command"] = entry["environment"]["command"]
         self.workdir.record_study(self.config.name, entry)
 
     @property
@@ -229,12 +230,12 @@ def _needed(runs: list[Run], stage: str) -> list[Run]:
     return [run for run in runs if run.key in keys]
 
 
-def open_study(config: ConfigDict, workdir: str | Path) -> Study:
+def open_study(config: Config, workdir: str | Path) -> Study:
     """Bind a config to a working directory; nothing is computed yet."""
     return Study(config, workdir)
 
 
-def run(config: ConfigDict, workdir: str | Path, stage: str | None = None) -> Path | None:
+def run(config: Config, workdir: str | Path, stage: str | None = None) -> Path | None:
     """Run a whole study, or continue it; returns the path of the report."""
     return Study(config, workdir).run(stage)
 

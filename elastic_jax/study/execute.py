@@ -36,9 +36,10 @@ from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, 
 from elastic_jax.study import agree
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
-from elastic_jax.train import loop, optim, state as state_lib
-from elastic_jax.train.checkpoint import Checkpoints, Damaged
+from elastic_jax.train import loop, optim
 from elastic_jax.train import metrics as metrics_lib
+from elastic_jax.train import state as state_lib
+from elastic_jax.train.checkpoint import Checkpoints, Damaged
 from elastic_jax.train.metrics import MetricWriter
 from elastic_jax.train.progress import Progress
 from elastic_jax.train.state import TrainState
@@ -348,7 +349,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
 
 

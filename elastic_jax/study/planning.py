@@ -11,7 +11,8 @@ from elastic_jax.parallel import hardware
 from elastic_jax.parallel.mesh import batch_sharding
 from elastic_jax.study import Study
 from elastic_jax.study.tree import STAGES, Run
-from elastic_jax.train import optim, state as state_lib
+from elastic_jax.train import optim
+from elastic_jax.train import state as state_lib
 from elastic_jax.train.progress import format_duration
 from elastic_jax.train.step import make_train_step
 

@@ -11,9 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from elastic_jax import objectives
+from elastic_jax.config import Config
 from elastic_jax.data.files import digest_of
 from elastic_jax.models.config import ModelConfig
 from elastic_jax.train.optim import OptimConfig, optim_config
@@ -90,7 +89,7 @@ def log_spaced(updates: int, per_octave: int) -> frozenset[int]:
     return frozenset(points)
 
 
-def build(config: ConfigDict, model: ModelConfig, digests: Mapping[str, str]) -> tuple[list[Run], list[str]]:
+def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tuple[list[Run], list[str]]:
     """The runs of a study, parents before children, and notes on what is shared.
 
     Args:
@@ -177,6 +176,6 @@ def build(config: ConfigDict, model: ModelConfig, digests: Mapping[str, str]) ->
     return runs, notes
 
 
-def data_kinds(config: ConfigDict) -> dict[str, str]:
+def data_kinds(config: Config) -> dict[str, str]:
     """Kind of row, "text" or "pair", that each fine-tuning stage reads."""
     return {stage: objectives.make(config[stage].objective.to_dict()).rows for stage in ("align", "perturb")}

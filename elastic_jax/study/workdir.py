@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from elastic_jax.analysis import table
+from elastic_jax.analysis.table import Frame
 from elastic_jax.data import files
 from elastic_jax.errors import UserError
 
@@ -123,7 +124,7 @@ class Workdir:
         except (OSError, json.JSONDecodeError):
             return {}
 
-    def rows(self, key: str) -> pd.DataFrame:
+    def rows(self, key: str) -> Frame:
         """Everything measured in a run so far, under any protocol."""
         path = self.run(key) / "measures.parquet"
         if not path.exists():
@@ -159,7 +160,7 @@ class Workdir:
         self._write_parquet(self.table, whole[list(table.COLUMNS)], metadata)
         return self.table
 
-    def _study_rows(self, name: str, entry: Mapping[str, Any]) -> pd.DataFrame:
+    def _study_rows(self, name: str, entry: Mapping[str, Any]) -> Frame:
         common = dict(study=name, model=entry["model"], params=entry["params"])
         frames = [pd.DataFrame([dict(fact, **common) for fact in entry["facts"]])]
         for run in entry["runs"]:
@@ -178,7 +179,7 @@ class Workdir:
     def _write_json(self, name: str, value: Any) -> None:
         files.write_text(self.path / name, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
-    def _write_parquet(self, path: Path, frame: pd.DataFrame, metadata: Mapping[bytes, bytes]) -> None:
+    def _write_parquet(self, path: Path, frame: Frame, metadata: Mapping[bytes, bytes]) -> None:
         arrow = pa.Table.from_pandas(frame, preserve_index=False)
         arrow = arrow.replace_schema_metadata(dict(metadata))
         buffer = io.BytesIO()

@@ -98,7 +98,7 @@ class Checkpoints:
         tx = optax.identity()
         target = self._on_disk(tx)
         items = self._read(updates, params=ocp.args.StandardRestore(target.params), meta=ocp.args.JsonRestore())
-        state = TrainState(jnp.zeros((), jnp.int32), items["params"], tx.init(None))
+        state = TrainState(jnp.zeros((), jnp.int32), items["params"], optax.EmptyState())
         return self._in_memory(state, tx).params, items["meta"]
 
     def close(self) -> None:

@@ -26,8 +26,8 @@ def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
-def shardings(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where each part of the state lives: moments beside their parameter, scalars on every device."""
+def shardings(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Where each part of the state lives, as a TrainState of shardings: moments beside their parameter, scalars on every device."""
     places = model.shardings(mesh)
     abstract = jax.eval_shape(lambda: create(_zeros(model), tx))
     opt_places = optax.tree_map_params(
@@ -37,7 +37,8 @@ def shardings(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> T
         places,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return TrainState(replicated(mesh), places, opt_places)
+    updates: Any = replicated(mesh)
+    return TrainState(updates, places, opt_places)
 
 
 def _zeros(model: Decoder) -> Params:

@@ -26,7 +26,7 @@ class Step:
         with jax.set_mesh(self.mesh):
             return self.jitted(state, batch, key)
 
-    def compile(self, state: TrainState, batch: Batch, key: jax.Array) -> Any:
+    def compile(self, state: Any, batch: Any, key: Any) -> Any:
         """The compiled step for abstract or real inputs, with its memory analysis."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(state, batch, key).compile()
@@ -83,7 +83,8 @@ def make_train_step(
             state.updates + 1, keep(params, state.params), keep(opt_state, state.opt_state)
         )
         metrics = {name: value / weight for name, value in sums.items()}
-        tokens = sum(jnp.sum(rows, dtype=jnp.int32) for name, rows in batch.items() if name.endswith("mask"))
+        masks = [rows for name, rows in batch.items() if name.endswith("mask")]
+        tokens = sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.zeros((), jnp.int32))
         return state, {**metrics, "loss": loss, "grad_norm": norm, "tokens": tokens, "finite": finite}
 
     places = state_lib.shardings(model, tx, mesh)

@@ -17,7 +17,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from elastic_jax import config as config_lib, study as study_lib
+from elastic_jax import config as config_lib
+from elastic_jax import study as study_lib
 from elastic_jax.parallel.mesh import make_mesh
 from elastic_jax.study import Study, execute
 
@@ -137,7 +138,9 @@ def assert_close(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
     A sampled token may flip where two are nearly equally likely: of `n` samples two may differ, and texts are not compared.
     """
     found, wanted = (t[t.measure != "sample"].sort_values(POINT, ignore_index=True) for t in (found, wanted))
-    pd.testing.assert_frame_equal(found[[*POINT, "examples", "tokens", "n"]], wanted[[*POINT, "examples", "tokens", "n"]])
+    pd.testing.assert_frame_equal(
+        found[[*POINT, "examples", "tokens", "n"]], wanted[[*POINT, "examples", "tokens", "n"]]
+    )
     sampled = (found.split == "samples").to_numpy()
     assert (abs(found.value - wanted.value)[sampled] <= 2 / found.n[sampled]).all()
     exact = ~sampled
@@ -172,7 +175,9 @@ def command(workdir: Path, *more: str, config: str = CONFIG) -> list[str]:
     return [sys.executable, "-m", "elastic_jax.run", f"--config={config}", f"--workdir={workdir}", *more]
 
 
-def shell(workdir: Path, *more: str, devices: int = 1, config: str = CONFIG, **values: str) -> subprocess.CompletedProcess:
+def shell(
+    workdir: Path, *more: str, devices: int = 1, config: str = CONFIG, **values: str
+) -> subprocess.CompletedProcess:
     """The command, to its end."""
     return subprocess.run(
         command(workdir, *more, config=config), env=environment(devices, **values), cwd=ROOT, capture_output=True, text=True,

@@ -18,7 +18,9 @@ HEAD = "# Training losses of tests/study/small.py on one device, nats per token:
 
 
 def test_losses_are_those_that_were_written_down(finished: Path) -> None:
-    found = [(run, i, loss) for run, losses in small_studies.losses(finished).items() for i, loss in enumerate(losses, 1)]
+    found = [
+        (run, i, loss) for run, losses in small_studies.losses(finished).items() for i, loss in enumerate(losses, 1)
+    ]
     if os.environ.get("ELASTIC_WRITE_GOLDEN"):
         GOLDEN.write_text(HEAD + "".join(f"{run} {number} {loss:.7f}\n" for run, number, loss in found))
     lines = [line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]

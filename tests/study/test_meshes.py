@@ -23,20 +23,20 @@ def assert_same_study(workdir: Path, one_device: Path) -> None:
     small_studies.assert_close(rows, others[others.run.isin(rows.run)])
 
 
-@pytest.mark.parametrize("mesh", [{"mesh.data": 8}, EIGHT], ids=["data8", "data2-fsdp2-tensor2"])
+MESHES = [
+    pytest.param({"mesh.data": 8}, id="data8"),
+    pytest.param(EIGHT, id="data2-fsdp2-tensor2", marks=pytest.mark.slow),
+    pytest.param({**EIGHT, "model.layout": "scan", "model.remat": "full"}, id="data2-fsdp2-tensor2-scan-remat"),
+]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_eight_devices_give_the_numbers_of_one(mesh: dict, with_data: Callable[[str], Path], finished: Path) -> None:
     workdir = with_data("w")
     # One run of each stage: compiling for eight devices takes most of the time.
     branch = {"perturb.control": False, "align.volumes": (32,)}
     study = small_studies.run(workdir, overrides={**mesh, **branch}, devices=8)
     assert study.mesh.size == 8
-    assert_same_study(workdir, finished)
-
-
-@pytest.mark.slow
-def test_layers_in_a_scan_and_recomputed_give_the_same_numbers(with_data: Callable[[str], Path], finished: Path) -> None:
-    workdir = with_data("w")
-    small_studies.run(workdir, overrides={"model.layout": "scan", "model.remat": "full", **EIGHT}, devices=8)
     assert_same_study(workdir, finished)
 
 

@@ -17,7 +17,11 @@ LARGER = {"seeds": (0, 1), "align.volumes": (16, 32, 48), "perturb.volumes": (8,
 def test_a_larger_study_extends_the_runs_of_the_first(copied: Path, with_data: Callable[[str], Path]) -> None:
     with small_studies.watched() as trained:
         small_studies.run(copied, overrides=LARGER)
-    old = {each for each in trained if each.run in ("pretrain-s0", "control-s0", "align-s0", "perturb-s0-a16", "perturb-s0-a32")}
+    old = {
+        each
+        for each in trained
+        if each.run in ("pretrain-s0", "control-s0", "align-s0", "perturb-s0-a16", "perturb-s0-a32")
+    }
     assert old == {
         Trained("control-s0", 3, 5),
         Trained("align-s0", 4, 6),

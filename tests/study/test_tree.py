@@ -111,7 +111,9 @@ def test_a_schedule_that_decays_makes_a_run_of_every_volume():
     assert len([name for name in found if name.startswith("perturb")]) == 4
     identities = [run.identity for run in found.values()]
     assert len(set(identities)) == len(identities)
-    assert any(note.startswith("align volumes: a run each, since the schedule depends on its end") for note in notes("decay"))
+    assert any(
+        note.startswith("align volumes: a run each, since the schedule depends on its end") for note in notes("decay")
+    )
     assert any(note.startswith("align volumes: one run per parent") for note in notes())
 
 
