@@ -18,7 +18,9 @@ OUT_OF_MEMORY = (
 )
 
 
-def parser(description: str | None, command: str, *, config: bool = False, workdir: bool = False) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, command: str, *, config: bool = False, workdir: bool = False
+) -> argparse.ArgumentParser:
     """A parser with the flags of `command`; `--config.field=value` is read by `guarded`."""
     made = argparse.ArgumentParser(
         prog=f"python -m elastic_jax.{command}",
@@ -40,6 +42,7 @@ def guarded(command: Callable[[Arguments], None], parser: argparse.ArgumentParse
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("elastic_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    sys.unraisablehook = _unraisable
     words = list(sys.argv[1:] if argv is None else argv)
     overrides = [word for word in words if word.startswith("--config.")]
     try:
@@ -66,6 +69,13 @@ def guarded(command: Callable[[Arguments], None], parser: argparse.ArgumentParse
         print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _unraisable(unraisable: Any) -> None:
+    """When one file of a checkpoint cannot be read, orbax closes its event loop, and the reads of the others complain to no one
+    when they end; the checkpoint itself is reported."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _first_line(error: Exception) -> str:

@@ -117,7 +117,9 @@ def _from_file(spec: str) -> Config:
             raise UserError(f"--config={spec}: {path} takes no argument after the colon.")
         made = get_config(argument) if takes_argument else get_config()
         if not isinstance(made, ConfigDict):
-            raise UserError(f"--config={spec}: get_config() returned {type(made).__name__}, expected the config that it made.")
+            raise UserError(
+                f"--config={spec}: get_config() returned {type(made).__name__}, expected the config that it made."
+            )
         return made
     except UserError:
         raise
@@ -145,11 +147,15 @@ def parse_argument(argument: str, *flags: str, **options: Any) -> Config:
 def _override(config: Config, path: str, value: Any, source: str) -> None:
     node, *parents = config, *path.split(".")
     for depth, name in enumerate(parents):
+        last = depth + 1 == len(parents)
+        if last and depth and parents[depth - 1] == "objective" and isinstance(node, ConfigDict) and name not in node:
+            node[name] = _convert(value, None, f"--config.{path}")  # checked against the method in `validate`
+            return
         if not isinstance(node, ConfigDict) or name not in node:
             before = ".".join(parents[:depth])
             known = [f"{before}.{key}".lstrip(".") for key in node] if isinstance(node, ConfigDict) else [before]
             raise UserError(f"--config.{path}: no such field in {source}. {closest(path, known)}")
-        if depth + 1 == len(parents):
+        if last:
             node[name] = _convert(value, node[name], f"--config.{path}")
         node = node[name]
 
@@ -222,7 +228,9 @@ def validate(config: Config) -> None:
                 f"{name}.batch_size={section.batch_size} does not divide into {name}.accumulate={section.accumulate} parts."
             )
     if objectives.make(config.pretrain.objective.to_dict()).rows != "text":
-        raise UserError(f"pretrain.objective={config.pretrain.objective.name}: pre-training reads plain texts; use sft.")
+        raise UserError(
+            f"pretrain.objective={config.pretrain.objective.name}: pre-training reads plain texts; use sft."
+        )
     for name in ("align", "perturb"):
         _check_volumes(name, config[name].volumes, config[name].batch_size)
     per_update = config.pretrain.batch_size * config.data.seq_len

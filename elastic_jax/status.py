@@ -24,7 +24,9 @@ def _status(args: cli.Arguments) -> None:
         done += complete
         reached = run["updates"] if complete else min(max(steps, default=0), run["updates"])
         wall = f"{finished['wall_seconds']:.1f} s" if complete else ""
-        print(f"{'done' if complete else 'open':5} {reached:>8,} of {run['updates']:<8,} updates  {run['run']}  {wall}".rstrip())
+        print(
+            f"{'done' if complete else 'open':5} {reached:>8,} of {run['updates']:<8,} updates  {run['run']}  {wall}".rstrip()
+        )
     print(f"{done} of {len(entry['runs'])} runs done")
     report = workdir.report / "index.html"
     if report.exists():

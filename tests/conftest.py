@@ -65,8 +65,6 @@ for module in pkgutil.walk_packages(elastic_jax.__path__, "elastic_jax."):
         importlib.import_module(module.name)
 print(*[name for name in ("tensorflow", "torch", "transformers") if name in sys.modules])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -54,6 +54,11 @@ def test_an_override_of_a_group_replaces_it(config):
     assert config.align.objective.to_dict() == {"name": "sft"}  # the one that was given stays
 
 
+def test_an_objective_takes_its_own_settings(config):
+    found = config_lib.load(config, {"align.objective.name": "dpo", "align.objective.beta": "0.2"})
+    assert found.align.objective.to_dict() == {"name": "dpo", "beta": 0.2}
+
+
 def test_overrides_from_python_need_no_text(config):
     found = config_lib.load(config, {"align.volumes": [16, 32], "pretrain.optim.lr": 1, "model.layers": 2})
     assert tuple(found.align.volumes) == (16, 32) and found.pretrain.optim.lr == 1.0 and found.model.layers == 2

@@ -81,9 +81,7 @@ def align_points(study: Study, measure: str, split: str) -> Frame:
         runs = [group for _, group in part.groupby("run", sort=True)]
         points = runs[0] if len(runs) == 1 else table.stack([group.tail(1) for group in runs])
         base = study.base_point(str(part.run.iloc[0]), measure, split)[0]
-        points = (
-            points[points.examples > 0].drop_duplicates("examples").sort_values("examples", kind="stable")
-        )
+        points = points[points.examples > 0].drop_duplicates("examples").sort_values("examples", kind="stable")
         fixed = {"model": model, "align_method": method, "seed": int(seed)}
         out.append(fixed | dict.fromkeys(AXES, 0) | {"value": base, "base": base})
         for row in points[[*AXES, "value"]].to_dict("records"):

@@ -115,27 +115,19 @@ def trajectories(study: Study, measure: str = "score", split: str = "samples") -
 
 def _perturb_runs(study: Study) -> list[tuple[tuple[str, str, str, str, int], int, str]]:
     rows = study.rows.loc[study.rows.stage == "perturb", [*CONDITION, "seed", "run"]].drop_duplicates()
-    return [
-        ((a, b, c, d, int(e)), int(seed), run) for a, b, c, d, e, seed, run in rows.itertuples(index=False)
-    ]
+    return [((a, b, c, d, int(e)), int(seed), run) for a, b, c, d, e, seed, run in rows.itertuples(index=False)]
 
 
 def _last_points(parts: Sequence[Points]) -> Points:
     """One curve of runs that differ in budget: any starting point, then the end of each run."""
-    ends = [
-        {name: column[-1:] for name, column in part.items()} for part in parts if part["examples"][-1] > 0
-    ]
-    starts = [
-        {name: column[:1] for name, column in part.items()} for part in parts if part["examples"][0] == 0
-    ]
+    ends = [{name: column[-1:] for name, column in part.items()} for part in parts if part["examples"][-1] > 0]
+    starts = [{name: column[:1] for name, column in part.items()} for part in parts if part["examples"][0] == 0]
     joined = {name: np.concatenate([part[name] for part in (*starts, *ends)]) for name in POINT}
     _, first = np.unique(joined["examples"], return_index=True)
     return {name: column[first] for name, column in joined.items()}
 
 
-def _with_parent_point(
-    study: Study, run: str, measure: str, split: str, align_volume: int, points: Points
-) -> Points:
+def _with_parent_point(study: Study, run: str, measure: str, split: str, align_volume: int, points: Points) -> Points:
     parent = study.ancestry.get(run, "")
     part = study.points.get((parent, measure, split))
     if part is None:
@@ -176,10 +168,7 @@ def curves(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> Fram
         base = statistics.mean_interval(np.array([one.base for one in group])).mean
         for examples in sorted(shared):
             at = [int(np.searchsorted(one.points["examples"], examples)) for one in group]
-            here = {
-                name: np.array([one.points[name][i] for one, i in zip(group, at, strict=True)])
-                for name in POINT
-            }
+            here = {name: np.array([one.points[name][i] for one, i in zip(group, at, strict=True)]) for name in POINT}
             estimate = statistics.mean_interval(here["value"], level)
             known = here["stderr"][~np.isnan(here["stderr"])]
             out.append(
@@ -209,9 +198,7 @@ def relative_return(score: Float[np.ndarray, " n"], aligned: float, base: float)
         return (aligned - np.asarray(score, np.float64)) / (aligned - base)
 
 
-def first_reach(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: float, sign: float = 1.0
-) -> Reached:
+def first_reach(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: float, sign: float = 1.0) -> Reached:
     """First position at which sign * y >= sign * level, interpolated between recorded points.
 
     x^ = x0 (x1 / x0)^f with f = (level - y0) / (y1 - y0); x0 + f (x1 - x0) when x0 = 0. Unit of x.
@@ -323,9 +310,7 @@ def minimum(path: Trajectory, axis: str = "examples") -> tuple[float, Reached]:
     i = int(np.nanargmin(path.value))
     x = path.axis(axis)
     if i == len(x) - 1 and i > 0:
-        return float(path.value[i]), Reached(
-            math.nan, bound=float(x[i]), reason="still falling at the last point"
-        )
+        return float(path.value[i]), Reached(math.nan, bound=float(x[i]), reason="still falling at the last point")
     return float(path.value[i]), Reached(float(x[i]), reason="" if i else "never below its start")
 
 

@@ -56,9 +56,7 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Esti
         return Estimate(math.nan, reason="no seed has a value")
     mean, median = float(np.mean(kept)), float(np.median(kept))
     if n == 1:
-        return Estimate(
-            mean, n=1, median=median, bound=mean, reason="; ".join([*notes, "one seed: no interval"])
-        )
+        return Estimate(mean, n=1, median=median, bound=mean, reason="; ".join([*notes, "one seed: no interval"]))
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * float(np.std(kept, ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n, median, bound=mean, reason="; ".join(notes))
 
@@ -97,9 +95,7 @@ def censored_interval(
     )
 
 
-def paired_difference(
-    first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL
-) -> Estimate:
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Estimate:
     """Mean of first - second over the seeds that both have, with Student's t interval of the differences.
 
     Pairing by seed removes what two arms share (the base model, the order of the data).

@@ -209,26 +209,16 @@ def load(path: epath.PathLike) -> Table:
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path} is not a parquet file ({error}). Give the measures.parquet of a workdir."
-        ) from error
+        raise UserError(f"{path} is not a parquet file ({error}). Give the measures.parquet of a workdir.") from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     metadata = (table.schema.metadata or {}).get(SCHEMA_KEY)
     if missing or metadata is None:
-        what = (
-            f"lacks the columns {', '.join(missing)}"
-            if missing
-            else "has no schema metadata under `elastic_jax`"
-        )
-        raise UserError(
-            f"{path} {what}: it was not written by a study. Give the measures.parquet of a workdir."
-        )
+        what = f"lacks the columns {', '.join(missing)}" if missing else "has no schema metadata under `elastic_jax`"
+        raise UserError(f"{path} {what}: it was not written by a study. Give the measures.parquet of a workdir.")
     try:
         studies = json.loads(metadata)["studies"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: its schema metadata `elastic_jax` is damaged ({error}). Measure again."
-        ) from error
+        raise UserError(f"{path}: its schema metadata `elastic_jax` is damaged ({error}). Measure again.") from error
     return Table(_canonical(table.select(list(COLUMNS)).to_pandas(), str(path)), studies, str(path))
 
 
@@ -243,9 +233,7 @@ def _canonical(rows: Frame, where: str) -> Frame:
             rows[name] = rows[name].astype("float64")
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: column {name} has values of another type ({error}).") from error
-    rows["_stage"] = (
-        rows.stage.map({name: i for i, name in enumerate(STAGES)}).fillna(len(STAGES)).astype(int)
-    )
+    rows["_stage"] = rows.stage.map({name: i for i, name in enumerate(STAGES)}).fillna(len(STAGES)).astype(int)
     order = ["study", "_stage", "run", *AXES, "measure", "split", "seed", "value", "text"]
     rows = rows.drop_duplicates().sort_values(order, kind="stable", ignore_index=True).drop(columns="_stage")
     single = rows[(rows.measure != "sample") & (rows.stage != "data")]
@@ -269,9 +257,7 @@ def select(table: Table, study: str | None = None) -> Study:
     if not names:
         raise UserError(f"{table.path} holds no study yet: it has no rows.")
     if study is None and len(names) > 1:
-        raise UserError(
-            f"{table.path} holds {len(names)} studies: {', '.join(names)}. Choose one with --study=..."
-        )
+        raise UserError(f"{table.path} holds {len(names)} studies: {', '.join(names)}. Choose one with --study=...")
     name = names[0] if study is None else study
     if name not in names:
         raise UserError(f"--study={name}: no such study in {table.path}. {closest(name, names)}")

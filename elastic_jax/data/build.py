@@ -54,9 +54,7 @@ class StudyData:
     digest: str
 
 
-def build(
-    data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]
-) -> StudyData:
+def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]) -> StudyData:
     """The data of a study, made or opened.
 
     Args:
@@ -176,9 +174,7 @@ def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
         if config["kind"] == "text":
             stamps = sources.unchanged(whole["files"], config)
             if stamps is None:
-                _log.info(
-                    "The raw files of data.train, data.test or data.prose changed; preparing them again."
-                )
+                _log.info("The raw files of data.train, data.test or data.prose changed; preparing them again.")
                 return None
             if stamps != whole["files"]:
                 write_text(index, json.dumps(whole | dict(files=stamps), indent=1))

@@ -176,12 +176,9 @@ def _one_each(
     )
 
 
-def _pairs(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template, seq_len: int
-) -> TokenRows:
+def _pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template, seq_len: int) -> TokenRows:
     sides = {
-        side: _sides(*_encode(rows, side, tokenizer, template), tokenizer, seq_len)
-        for side in ("chosen", "rejected")
+        side: _sides(*_encode(rows, side, tokenizer, template), tokenizer, seq_len) for side in ("chosen", "rejected")
     }
     usable = sides["chosen"][3] & sides["rejected"][3]  # a pair with one side is no pair
     arrays = {}
@@ -192,9 +189,7 @@ def _pairs(
         seq_len,
         arrays,
         tuple(str(row["id"]) for row, keep in zip(rows, usable, strict=True) if keep),
-        _counts(
-            [side[1] for side in sides.values()], [side[2] for side in sides.values()], usable, seq_len + 1
-        ),
+        _counts([side[1] for side in sides.values()], [side[2] for side in sides.values()], usable, seq_len + 1),
     )
 
 

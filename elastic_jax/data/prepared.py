@@ -155,9 +155,7 @@ def write(folder: Path, rows: TokenRows, *, tokenizer_digest: str) -> Prepared:
     arrays = {name: np.ascontiguousarray(array) for name, array in rows.arrays.items()}
     count = rows.counts["rows"]
     fields = [dict(name=n, dtype=a.dtype.str, shape=list(a.shape[1:])) for n, a in arrays.items()]
-    content = hashlib.sha256(
-        json.dumps([FORMAT, rows.kind, rows.seq_len, count, fields], sort_keys=True).encode()
-    )
+    content = hashlib.sha256(json.dumps([FORMAT, rows.kind, rows.seq_len, count, fields], sort_keys=True).encode())
     for array in arrays.values():
         content.update(array.data)
     temporary = beside(folder)
@@ -221,9 +219,7 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, manifest)
 
 
-def prepare(
-    root: Path, name: str, key: str, make: Callable[[], TokenRows], *, tokenizer_digest: str
-) -> Prepared:
+def prepare(root: Path, name: str, key: str, make: Callable[[], TokenRows], *, tokenizer_digest: str) -> Prepared:
     """The data set `<root>/<name>-<key>`: opened when it is there and whole, otherwise made and written."""
     folder = local_path(root) / f"{name}-{key[:12]}"
     if folder.exists():

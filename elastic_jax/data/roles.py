@@ -44,9 +44,7 @@ def text_key(prompt: str, answer: str) -> bytes:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
 
 
-def deduplicate(
-    rows: Iterable[Row], known: frozenset[bytes] = frozenset()
-) -> tuple[list[list[Row]], int, int]:
+def deduplicate(rows: Iterable[Row], known: frozenset[bytes] = frozenset()) -> tuple[list[list[Row]], int, int]:
     """Groups of rows that share a text, in the order of their first rows.
 
     Args:

@@ -103,9 +103,7 @@ class Table:
 
     def keep(self, rows: Sequence[int]) -> "Table":
         """The table of some of its rows."""
-        return dataclasses.replace(
-            self, rows=[self.rows[i] for i in rows], places=[self.places[i] for i in rows]
-        )
+        return dataclasses.replace(self, rows=[self.rows[i] for i in rows], places=[self.places[i] for i in rows])
 
     def where(self, expression: str) -> "Table":
         """The rows for which a pandas expression over the columns is true, such as `rating >= 9`.
@@ -241,8 +239,7 @@ def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path}:{number}: byte {error.start} is not UTF-8. Convert the file: iconv -t "
-                    f"UTF-8 {path}"
+                    f"{path}:{number}: byte {error.start} is not UTF-8. Convert the file: iconv -t UTF-8 {path}"
                 ) from error
             yield number, text.rstrip("\r\n")
 
@@ -263,8 +260,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
         except UnicodeEncodeError as error:
             raise UserError(
-                f"{path}:{number}: holds half of a surrogate pair, which is no character. Repair or "
-                "delete the line."
+                f"{path}:{number}: holds half of a surrogate pair, which is no character. Repair or delete the line."
             ) from error
         if not isinstance(row, dict):
             raise UserError(
@@ -348,8 +344,7 @@ def _tfds_builder(spec: str, field: str, tfds_dir: str) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"{field}={spec!r}: tensorflow-datasets has no such data set. "
-            f"{closest(name.split('/')[0], known)}"
+            f"{field}={spec!r}: tensorflow-datasets has no such data set. {closest(name.split('/')[0], known)}"
         ) from error
     except Exception as error:  # tfds raises many kinds, from OSError to AssertionError
         raise UserError(

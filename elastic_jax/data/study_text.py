@@ -145,8 +145,7 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
             raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
     if not 0 <= config["prompt_tokens"] < config["seq_len"]:
         raise UserError(
-            f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below "
-            f"data.seq_len={config['seq_len']}."
+            f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below data.seq_len={config['seq_len']}."
         )
 
 
@@ -261,9 +260,7 @@ def _cast(config: Mapping[str, Any]) -> _Cast:
             ),
             *facts.overlaps(keys),
             facts.fact("prose_share", prose.share, "fraction of characters", "pretrain"),
-            facts.fact(
-                "prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"
-            ),
+            facts.fact("prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"),
         ],
     )
 
@@ -383,10 +380,7 @@ def _training(rows: Sequence[Row], stage: str, kind: str) -> list[dict[str, str]
     """Rows as alignment or perturbation sees them; perturbation prefers what alignment rejects."""
     if kind == "pair":
         first, second = ("chosen", "rejected") if stage == "align" else ("rejected", "chosen")
-        return [
-            {"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]}
-            for row in rows
-        ]
+        return [{"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]} for row in rows]
     side = 0 if stage == "align" else -1
     return [dict(id=row.id, prompt=row.prompt, answer=row.answers[side]) for row in rows]
 
@@ -420,9 +414,7 @@ def _prepared(
     )
 
 
-def _tokenizer(
-    rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path
-) -> tuple[BpeTokenizer, Path]:
+def _tokenizer(rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path) -> tuple[BpeTokenizer, Path]:
     """Trained on rows of pre-training alone; the one that is saved, when it was trained on the same rows."""
     settings = config["tokenizer"]
     texts = [row["answer"] for row in rows[: settings["rows"] or None]]
@@ -467,8 +459,7 @@ def _prompts(
         fitting = [heads + ids[:length] for ids in texts if len(ids) >= length]
         if not fitting:
             raise UserError(
-                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so "
-                "long. Lower it."
+                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so long. Lower it."
             )
         if len(fitting) < wanted:
             raise UserError(
@@ -487,9 +478,7 @@ def _prompts(
     return prompts, [
         facts.fact("prompts", len(prompts), "count", "prompts"),
         facts.fact("prompt_tokens", prompts.shape[1], "tokens", "prompts"),
-        facts.fact(
-            "prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)
-        ),
+        facts.fact("prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)),
     ]
 
 
@@ -526,8 +515,7 @@ def _scorer(
         ]
     if measured[0]["value"] < _WEAK:
         _log.warning(
-            "The scorer is right on only %.3f of data.test: its scores say little. Raise "
-            "data.rows.scorer (%d).",
+            "The scorer is right on only %.3f of data.test: its scores say little. Raise data.rows.scorer (%d).",
             measured[0]["value"],
             config["rows"]["scorer"],
         )

@@ -59,9 +59,7 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
       UserError: a field has a value that cannot work.
     """
     if config["task"] not in TASKS:
-        raise UserError(
-            f"data.task={config['task']!r} is no task of the universe. {closest(config['task'], TASKS)}"
-        )
+        raise UserError(f"data.task={config['task']!r} is no task of the universe. {closest(config['task'], TASKS)}")
     universe = Universe(topics=config["topics"], size=config["size"])
     # <eos> before the text and after it: T+1 tokens must hold the longest text, or log p(x) would not be its.
     if config["seq_len"] < universe.max_words + 1:
@@ -127,18 +125,13 @@ class _Maker:
                 *facts.overlaps(seen),
                 *length_facts,
                 self._accuracy(scorer, held_texts),
-                *(
-                    self._entropy(name, held_texts[name], log_prob[name], heldout[name])
-                    for name in self.mixtures
-                ),
+                *(self._entropy(name, held_texts[name], log_prob[name], heldout[name]) for name in self.mixtures),
             ],
         )
 
     def seed(self, role: str) -> int:
         """A seed per role: sets drawn with one seed from different mixtures would share random numbers."""
-        return int(
-            np.random.SeedSequence([self.config["seed"], zlib.crc32(role.encode())]).generate_state(1)[0]
-        )
+        return int(np.random.SeedSequence([self.config["seed"], zlib.crc32(role.encode())]).generate_state(1)[0])
 
     def _whole(self, name: str) -> bool:
         """Whether the loss counts whole texts: pre-training, and reviews, which nobody asked for."""
@@ -192,9 +185,7 @@ class _Maker:
                 name=f"data.{name}",
             )
 
-        return prepare(
-            self.root, name, digest_of(whole_key), tokenized, tokenizer_digest=self.tokenizer.digest
-        )
+        return prepare(self.root, name, digest_of(whole_key), tokenized, tokenizer_digest=self.tokenizer.digest)
 
     def _log_prob(self, name: str, texts: Sequence[Text]) -> np.ndarray:
         """log p of what the loss counts: the text, or the answer given its prompt. Nats, float64 [n]."""
@@ -232,9 +223,7 @@ class _Maker:
             n=len(hits),
         )
 
-    def _entropy(
-        self, name: str, texts: Sequence[Text], log_prob: np.ndarray, prepared: Prepared
-    ) -> facts.Fact:
+    def _entropy(self, name: str, texts: Sequence[Text], log_prob: np.ndarray, prepared: Prepared) -> facts.Fact:
         if self._whole(name):
             entropy = self.universe.entropy(self.mixtures[name])
             return facts.fact(

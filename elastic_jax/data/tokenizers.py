@@ -71,9 +71,7 @@ class BpeTokenizer:
         ids: list[list[int]] = []
         for begin in range(0, len(texts), _TEXTS_AT_ONCE):
             part = list(texts[begin : begin + _TEXTS_AT_ONCE])
-            ids.extend(
-                encoding.ids for encoding in self._hf.encode_batch_fast(part, add_special_tokens=False)
-            )
+            ids.extend(encoding.ids for encoding in self._hf.encode_batch_fast(part, add_special_tokens=False))
         return ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -192,7 +190,5 @@ def load(folder: str | os.PathLike) -> BpeTokenizer | WordTokenizer:
     except UserError:
         raise
     except Exception as error:  # the Rust parser raises plain Exception
-        raise UserError(
-            f"{folder}: the tokenizer saved there is damaged ({error}). Delete the folder."
-        ) from error
+        raise UserError(f"{folder}: the tokenizer saved there is damaged ({error}). Delete the folder.") from error
     raise UserError(f"{folder}: no tokenizer here; {_BPE_FILE} or {_WORD_FILE} was expected.")

@@ -55,7 +55,9 @@ def make_row_sums(
 
     jitted = jax.jit(sums, out_shardings=replicated(mesh))
 
-    def run(params: Params, base: Params, rows: dict[str, np.ndarray], token_bytes: np.ndarray) -> dict[str, np.ndarray]:
+    def run(
+        params: Params, base: Params, rows: dict[str, np.ndarray], token_bytes: np.ndarray
+    ) -> dict[str, np.ndarray]:
         n = len(rows["tokens"])
         parts: list[dict[str, Any]] = []
         with jax.set_mesh(mesh):
@@ -83,7 +85,9 @@ def rows_of(
     """
     n = len(sums["nll"])
 
-    def row(measure: str, unit: str, numerators: np.ndarray, denominators: np.ndarray, shift: float = 0.0) -> dict[str, Any]:
+    def row(
+        measure: str, unit: str, numerators: np.ndarray, denominators: np.ndarray, shift: float = 0.0
+    ) -> dict[str, Any]:
         value, stderr = ratio(numerators, denominators)
         return dict(measure=measure, split=split, unit=unit, value=value + shift, stderr=stderr, n=n, text="")
 

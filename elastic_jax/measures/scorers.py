@@ -16,9 +16,7 @@ from elastic_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 # Part of the digest: another setting is another scorer.
-_SETTINGS = dict(
-    ngram_range=(1, 2), min_df=2, max_features=200_000, sublinear_tf=True, strip_accents="unicode"
-)
+_SETTINGS = dict(ngram_range=(1, 2), min_df=2, max_features=200_000, sublinear_tf=True, strip_accents="unicode")
 _REGULARISATION = 8.0  # C of the logistic regression
 _FORMAT = 1
 
@@ -71,9 +69,7 @@ class ClassifierScorer:
         self.use_prompt: bool = meta["use_prompt"]
 
     @classmethod
-    def fit(
-        cls, texts: Sequence[str], labels: Sequence[bool] | np.ndarray, *, use_prompt: bool
-    ) -> "ClassifierScorer":
+    def fit(cls, texts: Sequence[str], labels: Sequence[bool] | np.ndarray, *, use_prompt: bool) -> "ClassifierScorer":
         """A scorer of P(label is true | text).
 
         Args:
@@ -98,14 +94,11 @@ class ClassifierScorer:
             features = vectorizer.fit_transform(texts)
         except ValueError as error:
             raise UserError(
-                f"data.rows.scorer: no word occurs in two of the {len(texts)} rows ({error}). "
-                "Raise data.rows.scorer."
+                f"data.rows.scorer: no word occurs in two of the {len(texts)} rows ({error}). Raise data.rows.scorer."
             ) from error
         model = LogisticRegression(C=_REGULARISATION, max_iter=1000).fit(features, wanted)
         weights = np.concatenate([model.coef_[0], model.intercept_]).astype(np.float64)
-        meta = dict(
-            format=_FORMAT, digest=cls.digest_for(texts, wanted, use_prompt=use_prompt), use_prompt=use_prompt
-        )
+        meta = dict(format=_FORMAT, digest=cls.digest_for(texts, wanted, use_prompt=use_prompt), use_prompt=use_prompt)
         return cls(meta, list(vectorizer.get_feature_names_out()), vectorizer.idf_, weights)
 
     @staticmethod
@@ -149,10 +142,7 @@ class ClassifierScorer:
             return None
         try:
             meta = json.loads((folder / "scorer.json").read_text("utf-8"))
-            if (
-                meta.pop("self") != digest_of(meta)
-                or sha256_of_file(folder / "weights.npz") != meta["sha256"]
-            ):
+            if meta.pop("self") != digest_of(meta) or sha256_of_file(folder / "weights.npz") != meta["sha256"]:
                 raise ValueError("a checksum differs")
             with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
                 return cls(meta, meta.pop("terms"), arrays["idf"], arrays["weights"])

@@ -80,8 +80,6 @@ def attend(
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jax.lax.dot_general(
-        weights.reshape(b, k, g * t, s).astype(values.dtype), values, (((3,), (2,)), batch)
-    )
+    out = jax.lax.dot_general(weights.reshape(b, k, g * t, s).astype(values.dtype), values, (((3,), (2,)), batch))
     out = out.reshape(b, k, g, t, h) / total.astype(out.dtype)
     return jnp.transpose(out, (0, 3, 1, 2, 4))

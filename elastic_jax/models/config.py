@@ -105,9 +105,7 @@ def _divisor(of: int, near: int) -> int:
 
 
 def _llama(layers: int, embed: int, heads: int, mlp: int, kv_heads: int | None = None) -> dict[str, Any]:
-    return dict(
-        layers=layers, embed=embed, heads=heads, kv_heads=kv_heads or heads, head_dim=embed // heads, mlp=mlp
-    )
+    return dict(layers=layers, embed=embed, heads=heads, kv_heads=kv_heads or heads, head_dim=embed // heads, mlp=mlp)
 
 
 # Shapes only; the vocabulary and the length come from the data. The name is roughly the count of non-embedding weights.

@@ -85,9 +85,7 @@ class Attention(nnx.Module):
             c.init_std / (2 * max(c.layers, 1)) ** 0.5,
         )
         shape = (c.kv_heads, c.group + 2, c.head_dim)
-        self.qkv_bias = (
-            param(c, rngs, ("kv_heads", "group", "head_dim"), shape, None) if c.qkv_bias else None
-        )
+        self.qkv_bias = param(c, rngs, ("kv_heads", "group", "head_dim"), shape, None) if c.qkv_bias else None
         self.out_bias = param(c, rngs, ("bias",), (c.embed,), None) if c.out_bias else None
         self.q_norm = Norm(c, c.head_dim, rngs) if c.qk_norm else None
         self.k_norm = Norm(c, c.head_dim, rngs) if c.qk_norm else None
@@ -123,9 +121,7 @@ class Mlp(nnx.Module):
         c = self.config = config
         parts = 2 if c.gated else 1
         self.up = param(c, rngs, ("embed", "gate", "mlp"), (c.embed, parts, c.mlp), c.init_std)
-        self.down = param(
-            c, rngs, ("mlp", "embed"), (c.mlp, c.embed), c.init_std / (2 * max(c.layers, 1)) ** 0.5
-        )
+        self.down = param(c, rngs, ("mlp", "embed"), (c.mlp, c.embed), c.init_std / (2 * max(c.layers, 1)) ** 0.5)
         self.up_bias = param(c, rngs, ("gate", "mlp"), (parts, c.mlp), None) if c.mlp_bias else None
         self.down_bias = param(c, rngs, ("bias",), (c.embed,), None) if c.mlp_bias else None
 

@@ -95,9 +95,13 @@ def sample(
             f"measures.sample: {prompts.shape[1]} prompt tokens and {length} new ones exceed data.seq_len={model.config.seq_len}."
         )
     if length < 1 or not prompts.size:
-        raise UserError(f"measures.sample: length={length}, prompts of shape {prompts.shape}: expected at least one token of each.")
+        raise UserError(
+            f"measures.sample: length={length}, prompts of shape {prompts.shape}: expected at least one token of each."
+        )
     if temperature < 0 or not 0 < top_p <= 1:
-        raise UserError(f"measures.sample: temperature={temperature}, top_p={top_p}: expected temperature >= 0 and 0 < top_p <= 1.")
+        raise UserError(
+            f"measures.sample: temperature={temperature}, top_p={top_p}: expected temperature >= 0 and 0 < top_p <= 1."
+        )
     n = len(prompts)
     padded = np.resize(prompts, (-(-n // batch_shards(mesh)) * batch_shards(mesh), prompts.shape[1]))
     with jax.set_mesh(mesh):

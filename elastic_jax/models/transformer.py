@@ -36,9 +36,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Block(c, rngs) for _ in range(c.layers)])
         self.final_norm = Norm(c, c.embed, rngs)
         self.head = (
-            None
-            if c.tie_embeddings
-            else param(c, rngs, ("embed", "vocab"), (c.embed, c.vocab_size), c.init_std)
+            None if c.tie_embeddings else param(c, rngs, ("embed", "vocab"), (c.embed, c.vocab_size), c.init_std)
         )
 
     def embed(self, tokens_bt: jax.Array) -> jax.Array:
@@ -234,5 +232,3 @@ def unstack(params: Params, layers: int) -> Params:
         **params,
         "layers": {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(layers)},
     }
-
-

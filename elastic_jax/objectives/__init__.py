@@ -7,7 +7,7 @@ an entry in `OBJECTIVES`.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -93,18 +93,24 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "dpo": dpo}
 
 
-def make(section: dict[str, Any] | str) -> Objective:
-    """The objective of a config section: a name, or `{name: ..., hyper-parameters}`.
+def settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and every hyper-parameter of a config section `{name: ..., hyper-parameters}`, defaults written out.
 
     Raises:
       UserError: an unknown name or hyper-parameter.
     """
-    options = {"name": section} if isinstance(section, str) else dict(section)
+    options = dict(section)
     name = options.pop("name", "")
     if name not in OBJECTIVES:
         raise UserError(f"objective {name!r}: no such method. {closest(name, OBJECTIVES)}")
-    try:
-        return OBJECTIVES[name](**options)
-    except TypeError as error:
-        known = list(inspect.signature(OBJECTIVES[name]).parameters)
-        raise UserError(f"objective {name}: {error}. Its settings: {', '.join(known) or 'none'}.") from None
+    known = {p.name: p.default for p in inspect.signature(OBJECTIVES[name]).parameters.values()}
+    for option in options:
+        if option not in known:
+            raise UserError(f"objective {name}: no setting {option!r}. Its settings: {', '.join(known) or 'none'}.")
+    return {"name": name, **known, **options}
+
+
+def make(section: Mapping[str, Any] | str) -> Objective:
+    """The objective of a config section, or of a name alone; raises as `settings` does, and for values out of range."""
+    options = settings({"name": section} if isinstance(section, str) else section)
+    return OBJECTIVES[options.pop("name")](**options)

@@ -136,9 +136,7 @@ def initialize(
             num_processes=launch.process_count,
             cluster_detection_method="deactivate",
         )
-        _log.info(
-            "process %d of %d, coordinator %s", launch.process_id, launch.process_count, launch.coordinator
-        )
+        _log.info("process %d of %d, coordinator %s", launch.process_id, launch.process_count, launch.coordinator)
         deadline = time.monotonic() + timeout
         if launch.process_id == 0:
             _check_port_is_free(launch)
@@ -287,8 +285,7 @@ def _connect(arguments: dict[str, Any], timeout: float, launch: Launch | None) -
             "Set ELASTIC_COORDINATOR, ELASTIC_PROCESS_ID and ELASTIC_PROCESS_COUNT instead."
         ) from error
     raise UserError(
-        f"Process {launch.process_id} of {launch.process_count} could not join "
-        f"at {launch.coordinator}: {error}"
+        f"Process {launch.process_id} of {launch.process_count} could not join at {launch.coordinator}: {error}"
     ) from error
 
 
@@ -344,8 +341,7 @@ def _wait(key: str, name: str, timeout: float) -> None:
         _client().wait_at_barrier(key, int(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"Not every process reached {name!r} within {timeout:.0f} s; "
-            f"task numbers below are process ids.\n{error}"
+            f"Not every process reached {name!r} within {timeout:.0f} s; task numbers below are process ids.\n{error}"
         ) from error
 
 

@@ -26,9 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A (data, fsdp, tensor) mesh; one of the three may be -1 and takes the devices that remain.
 
     Axis types are Auto: the default of `jax.make_mesh` became Explicit, which breaks look-ups in a table whose vocabulary

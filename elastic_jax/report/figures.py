@@ -34,9 +34,7 @@ class Drawing:
 def _band_note(found: Findings) -> str:
     if len(found.seeds) == 1:
         return "One seed: no band."
-    return (
-        f"Lines: mean over seeds; bands: {found.level:.0%} Student t interval over seeds, cut at the frame."
-    )
+    return f"Lines: mean over seeds; bands: {found.level:.0%} Student t interval over seeds, cut at the frame."
 
 
 def _lines(axis: Axes, frame: Frame, x: str, found: Findings, *, base: bool = True) -> list:
@@ -48,9 +46,7 @@ def _lines(axis: Axes, frame: Frame, x: str, found: Findings, *, base: bool = Tr
         part = part.sort_values(x)
         control = arm == "control"
         colour = style.CONTROL if control else colours[int(volume)]
-        axis.plot(
-            part[x], part["mean"], color=colour, marker="s" if control else "o", zorder=3 if control else 4
-        )
+        axis.plot(part[x], part["mean"], color=colour, marker="s" if control else "o", zorder=3 if control else 4)
         if part.low.notna().any():
             axis.fill_between(part[x], part.low, part.high, color=colour, alpha=shade, linewidth=0, zorder=2)
         labels.append((float(part["mean"].iloc[-1]), "control" if control else short(float(volume)), colour))
@@ -59,9 +55,7 @@ def _lines(axis: Axes, frame: Frame, x: str, found: Findings, *, base: bool = Tr
     return labels
 
 
-def _legend(
-    figure: Figure, found: Findings, frame: Frame, *, base: bool = True, extra: Iterable = ()
-) -> None:
+def _legend(figure: Figure, found: Findings, frame: Frame, *, base: bool = True, extra: Iterable = ()) -> None:
     colours = style.volume_colours(found.volumes)
     present = sorted({int(v) for v in frame.loc[frame.arm != "control", "align_volume"]})
     entries = []
@@ -134,9 +128,7 @@ def rebound_curve(found: Findings) -> Drawing | None:
     for axis, name in zip(axes[:, 0], names, strict=True):
         part = frame[frame.panel == name]
         for volume, own in part[(part.arm != "control") & (part.examples == 0)].groupby("align_volume"):
-            axis.axhline(
-                own["mean"].iloc[0], color=colours[int(volume)], linestyle=":", linewidth=0.9, zorder=1
-            )
+            axis.axhline(own["mean"].iloc[0], color=colours[int(volume)], linestyle=":", linewidth=0.9, zorder=1)
         labels = _lines(axis, part, "examples", found)
         style.log_axis(axis, list(part.examples), "perturbation (examples)")
         _score_axis(axis)
@@ -267,14 +259,10 @@ def _stages(found: Findings, measure: str, name: str, title: str) -> Drawing | N
     parts = []
     for split in found.splits(measure):
         align = compression.align_curves(found.study, measure, split, found.level)
-        align = align.assign(
-            perturb_method="", arm="aligned", align_volume=max(found.volumes, default=0), base=np.nan
-        )
+        align = align.assign(perturb_method="", arm="aligned", align_volume=max(found.volumes, default=0), base=np.nan)
         for panel in found.panels:
             own = align[(align.model == panel[0]) & (align.align_method == panel[1])]
-            parts.append(
-                own.assign(panel=found.panel_name(panel), stage="align", split=split, measure=measure)
-            )
+            parts.append(own.assign(panel=found.panel_name(panel), stage="align", split=split, measure=measure))
         parts.append(found.curves(measure, split).assign(stage="perturb"))
     parts = [part for part in parts if len(part)]
     if not parts:
@@ -285,15 +273,13 @@ def _stages(found: Findings, measure: str, name: str, title: str) -> Drawing | N
     figure, axes = style.grid(len(rows), len(splits), height=2.1, gap=0.5, left=0.85)
     for line, (panel, stage) in zip(axes, rows, strict=True):
         for axis, split in zip(line, splits, strict=True):
-            part = frame[
-                (frame.panel == panel) & (frame.stage == stage) & (frame.split == split)
-            ].sort_values("examples")
+            part = frame[(frame.panel == panel) & (frame.stage == stage) & (frame.split == split)].sort_values(
+                "examples"
+            )
             if stage == "align":
                 axis.plot(part.examples, part["mean"], color=style.INK, marker="o")
                 if part.low.notna().any():
-                    axis.fill_between(
-                        part.examples, part.low, part.high, color=style.INK, alpha=0.12, linewidth=0
-                    )
+                    axis.fill_between(part.examples, part.low, part.high, color=style.INK, alpha=0.12, linewidth=0)
             else:
                 _lines(axis, part, "examples", found)
             style.log_axis(
@@ -341,9 +327,7 @@ def phase(found: Findings) -> Drawing | None:
                             (x[i], y[i]),
                             arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3, "shrinkA": 0},
                         )
-                axis.plot(
-                    x[:1], y[:1], color=colour, marker="o", markersize=8, fillstyle="none", linestyle="none"
-                )
+                axis.plot(x[:1], y[:1], color=colour, marker="o", markersize=8, fillstyle="none", linestyle="none")
             axis.plot(
                 [0],
                 [part.base.mean()],
@@ -382,9 +366,7 @@ def phase(found: Findings) -> Drawing | None:
         ),
     ]
     _legend(figure, found, frame, base=False, extra=extra)
-    caption = (
-        "Paths of the means over seeds, arrows in the direction of more perturbation. The base lies at KL 0."
-    )
+    caption = "Paths of the means over seeds, arrows in the direction of more perturbation. The base lies at KL 0."
     return Drawing("phase", "Score against KL to the base model", caption, figure, frame)
 
 
@@ -399,7 +381,13 @@ def pretraining(found: Findings) -> Drawing | None:
         estimate = statistics.mean_interval(part.value.to_numpy(), found.level)
         out.append(
             dict(zip(["measure", "split", "unit", "model", "updates"], key, strict=True))
-            | {"tokens": part.tokens.mean(), "mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+            | {
+                "tokens": part.tokens.mean(),
+                "mean": estimate.mean,
+                "low": estimate.low,
+                "high": estimate.high,
+                "n": estimate.n,
+            }
         )
     frame = table.frame(out, list(out[0]))
     titles = {
@@ -438,9 +426,7 @@ def pretraining(found: Findings) -> Drawing | None:
         borderaxespad=0,
         handlelength=1.5,
     )
-    return Drawing(
-        "pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame
-    )
+    return Drawing("pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame)
 
 
 _DOSE = (
@@ -525,9 +511,7 @@ def dose(found: Findings) -> Drawing | None:
         ),
     ]
     if (frame.measure == "kl_model_base").any():
-        marker.append(
-            Line2D([], [], color=style.MUTED, marker="x", linestyle="none", label="KL(model || base)")
-        )
+        marker.append(Line2D([], [], color=style.MUTED, marker="x", linestyle="none", label="KL(model || base)"))
     height = figure.get_figheight()
     figure.legend(
         handles=marker,
@@ -543,9 +527,7 @@ def dose(found: Findings) -> Drawing | None:
     return Drawing("dose", "Against the alignment volume", caption, figure, frame)
 
 
-def _dose_panel(
-    axis: Axes, part: Frame, colours: dict[int, str], *, hollow: bool = False, twin: bool = False
-) -> None:
+def _dose_panel(axis: Axes, part: Frame, colours: dict[int, str], *, hollow: bool = False, twin: bool = False) -> None:
     for volume, own in part.groupby("align_volume", sort=True):
         colour = colours[int(volume)]
         for measure, rows in own.groupby("measure", sort=True):
@@ -573,9 +555,7 @@ def _dose_panel(
             )
             if len(mean) and np.isfinite(mean["mean"].iloc[0]):
                 y, low, high = (float(mean[c].iloc[0]) for c in ("mean", "low", "high"))
-                axis.plot(
-                    [x], [y], color=colour, marker="_", markersize=11, markeredgewidth=1.8, linestyle="none"
-                )
+                axis.plot([x], [y], color=colour, marker="_", markersize=11, markeredgewidth=1.8, linestyle="none")
                 if np.isfinite([low, high]).all():
                     axis.plot([x, x], [low, high], color=colour, linewidth=1.3)
 

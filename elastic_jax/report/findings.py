@@ -97,9 +97,7 @@ class Findings:
     def conditions(self) -> Frame:
         """Distinct conditions in the order of tables: panel, aligned by volume, then the control."""
         frame = self.stacked(self.quantities)[["panel", *CONDITION]].drop_duplicates()
-        return frame.assign(_late=frame.arm == "control").sort_values(
-            ["panel", "_late", "align_volume"], kind="stable"
-        )
+        return frame.assign(_late=frame.arm == "control").sort_values(["panel", "_late", "align_volume"], kind="stable")
 
     def missing(self) -> list[str]:
         """What the table does not hold, said once at the top of the page."""
@@ -119,9 +117,7 @@ class Findings:
             out.append("One seed: means are single values and no interval over seeds exists.")
         bases = self.study.base_runs()
         if len(self.seeds) > 1 and len(bases) == 1:
-            out.append(
-                "All seeds start from one pre-training run: intervals cover alignment and perturbation only."
-            )
+            out.append("All seeds start from one pre-training run: intervals cover alignment and perturbation only.")
         for measure, what in (
             ("kl_base_model", "KL(base || model)"),
             ("kl_model_base", "KL(model || base)"),

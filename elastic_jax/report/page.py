@@ -66,9 +66,7 @@ def render(
             write(out / "figures" / f"{drawing.name}.svg", text)
             write(out / "figures" / f"{drawing.name}.csv", csv(drawing.data))
             picture = style.inline(text, drawing.name, html.escape(drawing.title, quote=True), names)
-            shown.append(
-                {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture}
-            )
+            shown.append({"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture})
     for name, frame in (
         ("quantities", found.quantities),
         ("quantities_per_seed", found.per_seed),

@@ -86,15 +86,11 @@ def css_colours(volumes: Sequence[int]) -> tuple[dict[str, str], dict[str, str],
 def svg(figure: Figure) -> str:
     """The figure as a standalone SVG; the same figure gives the same text."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     # Families of the reader's system look native; they are narrower than DejaVu Sans, for which space was
     # reserved.
-    return re.sub(
-        r"'?DejaVu Sans'?(, [^;\"]*)?", "system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif", text
-    )
+    return re.sub(r"'?DejaVu Sans'?(, [^;\"]*)?", "system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif", text)
 
 
 def inline(text: str, name: str, title: str, colours: dict[str, str]) -> str:

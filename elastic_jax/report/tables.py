@@ -60,9 +60,7 @@ def cell(row: Mapping[str, Any] | None) -> Cell:
         return Cell(NONE, "", n, reason)
     if math.isnan(row["low"]):
         return Cell(number(row["mean"], unit), "", n, reason)
-    return Cell(
-        number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason
-    )
+    return Cell(number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason)
 
 
 def short(x: float) -> str:
@@ -176,11 +174,7 @@ def claim_groups(found: Findings) -> list[dict[str, Any]]:
         for row in tests[tests.claim == claim].to_dict("records"):
             panel = (row["model"], row["align_method"], row["perturb_method"])
             where = found.panel_name(panel) if panel in found.panels else ""
-            volume = (
-                f"{short(float(row['align_volume']))} alignment examples"
-                if row["align_volume"]
-                else "all volumes"
-            )
+            volume = f"{short(float(row['align_volume']))} alignment examples" if row["align_volume"] else "all volumes"
             side = "> 0" if row["side"] > 0 else "< 0"
             rows.append(
                 {"statistic": row["statistic"], "unit": row["unit"], "side": side, "verdict": row["verdict"]}

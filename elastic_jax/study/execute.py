@@ -173,7 +173,9 @@ class Executor:
                     rows = self._rows_at(run, number)
                 else:
                     with display.paused():
-                        rows = self._protocol.measure(state.params, base if base is not None else state.params, run.seed)
+                        rows = self._protocol.measure(
+                            state.params, base if base is not None else state.params, run.seed
+                        )
                     if base is None:  # before there is a base model, the distance to it has no meaning
                         rows = [row for row in rows if row["measure"] not in ("kl_base_model", "kl_model_base")]
                     where = dict(
@@ -249,7 +251,9 @@ class Executor:
         return self._creators[tx](params), 0, 0
 
     def _fresh(self, run: Run) -> Params:
-        return self._model.init(jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(b"init")), self._mesh)
+        return self._model.init(
+            jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(b"init")), self._mesh
+        )
 
     def _parent_params(self, run: Run) -> Params:
         if run.parent is None:
@@ -355,7 +359,9 @@ def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _recorded(folder: Path) -> int:
     """The last update whose loss is written down."""
-    return max((row["updates"] for row in metrics_lib.read(folder / metrics_lib.FILE) if row["kind"] == "train"), default=0)
+    return max(
+        (row["updates"] for row in metrics_lib.read(folder / metrics_lib.FILE) if row["kind"] == "train"), default=0
+    )
 
 
 def _environment() -> dict[str, Any]:
@@ -368,7 +374,16 @@ def quiet(run: Run, start: int, stop: int) -> Progress:
 
 
 def display(
-    run: Run, start: int, stop: int, *, model: Decoder, index: int, runs: int, study: tuple[int, int], seconds: float, count: int
+    run: Run,
+    start: int,
+    stop: int,
+    *,
+    model: Decoder,
+    index: int,
+    runs: int,
+    study: tuple[int, int],
+    seconds: float,
+    count: int,
 ) -> Progress:
     """The progress of one run in its study; `study` is tokens planned and done, `count` the devices."""
     length = model.config.seq_len

@@ -91,9 +91,7 @@ def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
     runs = [run for run in study.runs if run.stage == stage]
     first = runs[0]
     tx = optim.make(first.optim, first.updates)
-    step = make_train_step(
-        study.model, objectives.make(dict(first.objective)), tx, study.mesh, first.accumulate
-    )
+    step = make_train_step(study.model, objectives.make(dict(first.objective)), tx, study.mesh, first.accumulate)
     abstract = state_lib.abstract(study.model, tx, study.mesh)
     host = _batch(study, first)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=batch_sharding(study.mesh)) for k, v in host.items()}
@@ -134,7 +132,9 @@ def text(found: Plan) -> str:
     """The plan as a person reads it."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in found.mesh.items())
     lines = [f"plan of {found.study}: {found.params:,} parameters, mesh {mesh}", ""]
-    lines.append(f"{'stage':10} {'runs':>5} {'updates':>9} {'tokens':>9} {'state':>10} {'temporary':>10} {'s/update':>9}")
+    lines.append(
+        f"{'stage':10} {'runs':>5} {'updates':>9} {'tokens':>9} {'state':>10} {'temporary':>10} {'s/update':>9}"
+    )
     for s in found.stages:
         per_update = f"{s.seconds:.4f}" if s.seconds is not None else "-"
         lines.append(

@@ -100,10 +100,12 @@ def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tup
     per_octave = config.measures.per_octave
     runs: list[Run] = []
 
-    def add(stage: str, seed: int, arm: str, points: list[int], suffix: str, parent: Run | None, at: int, volume: int) -> Run:
+    def add(
+        stage: str, seed: int, arm: str, points: list[int], suffix: str, parent: Run | None, at: int, volume: int
+    ) -> Run:
         section = config[stage]
         optim = optim_config(section.optim.to_dict())
-        objective = section.objective.to_dict()
+        objective = objectives.settings(section.objective.to_dict())
         updates = max(points)
         what = dict(
             format=FORMAT,
@@ -141,7 +143,9 @@ def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tup
         runs.append(run)
         return run
 
-    def column(stage: str, seed: int, arm: str, suffix: str, parent: Run, at: int, volume: int) -> list[tuple[int, Run]]:
+    def column(
+        stage: str, seed: int, arm: str, suffix: str, parent: Run, at: int, volume: int
+    ) -> list[tuple[int, Run]]:
         """One run for all volumes where they share their beginning, else one each; (volume, run) pairs."""
         section = config[stage]
         volumes = list(section.volumes)

@@ -20,7 +20,20 @@ from elastic_jax.data import files
 from elastic_jax.errors import UserError
 
 FORMAT = 1
-ROW_COLUMNS = ("examples", "updates", "tokens", "measure", "split", "unit", "value", "stderr", "n", "commit", "text", "protocol")
+ROW_COLUMNS = (
+    "examples",
+    "updates",
+    "tokens",
+    "measure",
+    "split",
+    "unit",
+    "value",
+    "stderr",
+    "n",
+    "commit",
+    "text",
+    "protocol",
+)
 
 
 def _own_beginning(name: str) -> bool:
@@ -59,7 +72,9 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: this is a file. Give a folder.")
         if not ours and not create:
-            raise UserError(f"--workdir={self.path}: no study here (no study.json). Start one with python -m elastic_jax.run.")
+            raise UserError(
+                f"--workdir={self.path}: no study here (no study.json). Start one with python -m elastic_jax.run."
+            )
         try:
             if not ours and self.path.exists() and any(not _own_beginning(p.name) for p in self.path.iterdir()):
                 raise UserError(
@@ -74,7 +89,9 @@ class Workdir:
                 if not os.access(self.path, os.W_OK):
                     raise PermissionError("not writable")
         except OSError as error:
-            raise UserError(f"--workdir={self.path}: cannot be written ({error.strerror or error}). Give another folder.") from None
+            raise UserError(
+                f"--workdir={self.path}: cannot be written ({error.strerror or error}). Give another folder."
+            ) from None
         found = self.studies_file().get("format")
         if found != FORMAT:
             raise UserError(
@@ -88,14 +105,18 @@ class Workdir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"--workdir={self.path}: another process is running a study here. Wait for it, or stop it.") from None
+                raise UserError(
+                    f"--workdir={self.path}: another process is running a study here. Wait for it, or stop it."
+                ) from None
             yield
 
     def studies_file(self) -> dict[str, Any]:
         try:
             return json.loads((self.path / "study.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{self.path / 'study.json'}: cannot be read ({error}). Restore it, or use a new --workdir.") from None
+            raise UserError(
+                f"{self.path / 'study.json'}: cannot be read ({error}). Restore it, or use a new --workdir."
+            ) from None
 
     def study(self, name: str | None = None) -> dict[str, Any]:
         """What is known of a study; the latest by default."""

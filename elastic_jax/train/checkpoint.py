@@ -116,7 +116,9 @@ class Checkpoints:
         found |= {name: checksum.of_arrays(item, self._mesh) for name, item in items.items() if name != "meta"}
         wrong = [name for name, value in found.items() if not saved or saved.get(name) != value]
         if wrong:
-            raise Damaged(f"Checkpoint {self.folder / str(updates)}: {', '.join(wrong)} fail their checksum.")
+            raise Damaged(
+                f"Checkpoint {self.folder / str(updates)} cannot be read ({', '.join(wrong)}: wrong checksum)."
+            )
         return items
 
     def _on_disk(self, tx: optax.GradientTransformation) -> TrainState:

@@ -27,7 +27,9 @@ def of_arrays(tree: Any, mesh: Mesh) -> int:
     leaves = jax.tree.leaves(tree)
     # One call per array: layers have the same shapes, so that deep models compile no more than shallow ones.
     sums = jax.device_get([_jitted(mesh)(leaf) for leaf in leaves])
-    parts = [[path, str(leaf.dtype), leaf.shape, int(total)] for path, leaf, total in zip(paths, leaves, sums, strict=True)]
+    parts = [
+        [path, str(leaf.dtype), leaf.shape, int(total)] for path, leaf, total in zip(paths, leaves, sums, strict=True)
+    ]
     return of_json(parts)
 
 

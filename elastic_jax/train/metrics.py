@@ -129,9 +129,7 @@ class TensorBoard:
 
             try:
                 # Names have the second in them: a writer opened in the same one would empty the file before.
-                self._writer = SummaryWriter(
-                    self._folder, purge_step=self._purge, filename_suffix=f".{time.time_ns()}"
-                )
+                self._writer = SummaryWriter(self._folder, purge_step=self._purge, filename_suffix=f".{time.time_ns()}")
             except ImportError as error:
                 raise UserError(
                     f"TensorBoard cannot write to {self._folder}: {error}\n"
@@ -212,9 +210,7 @@ def read(path: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: another line is not JSON.
     """
-    return [
-        {name: math.nan if value is None else value for name, value in row.items()} for _, row in _parse(path)
-    ]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for _, row in _parse(path)]
 
 
 def _is_local(path: epath.Path) -> bool:
@@ -237,7 +233,6 @@ def _parse(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
             if number == len(lines):
                 return
             raise UserError(
-                f"{path}:{number} is not a line of metrics: {line[:60]!r}. "
-                "Delete that line, or move the file away."
+                f"{path}:{number} is not a line of metrics: {line[:60]!r}. Delete that line, or move the file away."
             ) from error
         yield line.decode(), row

@@ -36,8 +36,6 @@ class OptimConfig:
                 raise UserError(f"optim.{field}={value}: expected {low} <= {field} < {high:g}.")
         if self.lr == 0:
             raise UserError("optim.lr=0: nothing would be learnt. Give a positive learning rate.")
-        if not 0 <= self.final <= 1:
-            raise UserError(f"optim.final={self.final}: expected a share of the learning rate, from 0 to 1.")
         if self.schedule == "constant":
             self._refuse_unused(f"schedule={self.schedule}", "final")
         if self.name == "sgd":

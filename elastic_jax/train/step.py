@@ -79,9 +79,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-        state = TrainState(
-            state.updates + 1, keep(params, state.params), keep(opt_state, state.opt_state)
-        )
+        state = TrainState(state.updates + 1, keep(params, state.params), keep(opt_state, state.opt_state))
         metrics = {name: value / weight for name, value in sums.items()}
         masks = [rows for name, rows in batch.items() if name.endswith("mask")]
         tokens = sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.zeros((), jnp.int32))

@@ -108,9 +108,7 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:
     def sample(run: dict, examples: int, align_volume: int, score: float) -> None:
         if not plant.samples:
             return
-        for i, text in enumerate(
-            ("the film ⟶ was warm and bright", "a short plot ⟶ dull <b>cold</b> & slow")
-        ):
+        for i, text in enumerate(("the film ⟶ was warm and bright", "a short plot ⟶ dull <b>cold</b> & slow")):
             add(
                 run,
                 examples,
@@ -166,9 +164,7 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:
         sample(pretrain, 65536, 0, plant.base)
         parents: list[tuple[dict, int]] = []
         for method in plant.methods:
-            align = run_of(
-                "align", pretrain, "align", "aligned", method, seed, max(plant.volumes), plant.volumes
-            )
+            align = run_of("align", pretrain, "align", "aligned", method, seed, max(plant.volumes), plant.volumes)
             align["parent_examples"] = 65536
             for volume in (0, *plant.volumes):
                 score = plant.aligned(volume) if volume else plant.base
@@ -256,8 +252,6 @@ def _fact(split: str, measure: str, unit: str, value: float) -> dict:
 
 def write(path: Path, rows: pd.DataFrame, metadata: dict) -> Path:
     data = pa.Table.from_pandas(rows, preserve_index=False)
-    data = data.replace_schema_metadata(
-        {**(data.schema.metadata or {}), b"elastic_jax": json.dumps(metadata).encode()}
-    )
+    data = data.replace_schema_metadata({**(data.schema.metadata or {}), b"elastic_jax": json.dumps(metadata).encode()})
     pq.write_table(data, path)
     return path

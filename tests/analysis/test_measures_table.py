@@ -30,9 +30,7 @@ def test_no_parquet(tmp_path):
 def test_lacking_columns_are_named(tmp_path):
     rows, metadata = planted.table()
     with pytest.raises(UserError, match="align_volume, stderr"):
-        table.load(
-            planted.write(tmp_path / "m.parquet", rows.drop(columns=["align_volume", "stderr"]), metadata)
-        )
+        table.load(planted.write(tmp_path / "m.parquet", rows.drop(columns=["align_volume", "stderr"]), metadata))
 
 
 def test_without_metadata_it_is_not_ours(tmp_path):
@@ -79,7 +77,5 @@ def test_base_is_found_without_pretraining_rows(study_of):
 
 def test_progress_counts_runs_that_reach_their_last_point(study_of):
     assert study_of().progress() == (15 + 3, 18)
-    short = study_of(
-        change=lambda rows: rows[~((rows.stage == "perturb") & (rows.seed == 2) & (rows.examples > 64))]
-    )
+    short = study_of(change=lambda rows: rows[~((rows.stage == "perturb") & (rows.seed == 2) & (rows.examples > 64))])
     assert short.progress() == (14, 18)

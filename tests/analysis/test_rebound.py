@@ -30,9 +30,7 @@ def test_planted_positions_are_recovered_exactly(study_of, upside_down):
             assert half.to_numpy() == pytest.approx(np.full(3, plant.half_at(volume) * scale))
             assert cross.to_numpy() == pytest.approx(np.full(3, plant.crossing(volume) * scale))
         final = plant.score(volume, 1024)
-        assert quantity(values, "rebound", volume).value.to_numpy() == pytest.approx(
-            plant.aligned(volume) - plant.base
-        )
+        assert quantity(values, "rebound", volume).value.to_numpy() == pytest.approx(plant.aligned(volume) - plant.base)
         assert quantity(values, "overshoot", volume).value.to_numpy() == pytest.approx(plant.base - final)
 
 
@@ -52,9 +50,7 @@ def test_elasticity_ratio_and_kl_minimum(study_of):
         reached = EXACT.crossing(volume) * 2 ** (-(0.01 - EXACT.kl_floor) / 0.03)
         start = EXACT.kl(volume, 0)
         if start - 0.03 * 1 > 0.01:
-            found = quantity(
-                values, "elasticity_examples", volume, "kl_base_model", "pretrain"
-            ).value.to_numpy()
+            found = quantity(values, "elasticity_examples", volume, "kl_base_model", "pretrain").value.to_numpy()
             assert found == pytest.approx(np.full(3, reached))
         ratio = quantity(values, "elasticity_ratio", volume, "kl_base_model", "pretrain").value.to_numpy()
         assert ratio == pytest.approx(np.full(3, reached / volume))
@@ -69,9 +65,7 @@ def test_unreached_levels_are_censored_at_the_end_of_the_record(study_of):
     values = rebound.per_seed(study_of(plant))
     half = quantity(values, "half_life_examples", 256)
     assert (
-        half.value.isna().all()
-        and set(half.bound) == {64.0}
-        and set(half.reason) == {"not reached within the record"}
+        half.value.isna().all() and set(half.bound) == {64.0} and set(half.reason) == {"not reached within the record"}
     )
     row = quantity(rebound.aggregate(values), "half_life_examples", 256).iloc[0]
     assert math.isnan(row["mean"]) and math.isnan(row.low) and row.censored == 3 and row.bound == 64
@@ -80,42 +74,27 @@ def test_unreached_levels_are_censored_at_the_end_of_the_record(study_of):
 
 
 def test_kl_that_never_nears_the_base_is_censored(study_of):
-    row = quantity(
-        rebound.per_seed(study_of(EXACT), eps=0.001), "elasticity_ratio", 256, "kl_base_model", "pretrain"
-    )
+    row = quantity(rebound.per_seed(study_of(EXACT), eps=0.001), "elasticity_ratio", 256, "kl_base_model", "pretrain")
     assert row.value.isna().all() and set(row.bound) == {1024 / 256}
 
 
 def test_alignment_inside_the_neighbourhood_has_no_ratio(study_of):
-    row = quantity(
-        rebound.per_seed(study_of(EXACT), eps=0.5), "elasticity_ratio", 256, "kl_base_model", "pretrain"
-    )
+    row = quantity(rebound.per_seed(study_of(EXACT), eps=0.5), "elasticity_ratio", 256, "kl_base_model", "pretrain")
     assert row.value.isna().all() and row.bound.isna().all() and all("stayed within" in r for r in row.reason)
 
 
 def test_alignment_that_moved_nothing_has_no_half_life(study_of):
     def flat(rows):
-        score = (
-            (rows.measure == "score")
-            & (rows.examples == 0)
-            & (rows.arm == "aligned")
-            & (rows.stage == "perturb")
-        )
+        score = (rows.measure == "score") & (rows.examples == 0) & (rows.arm == "aligned") & (rows.stage == "perturb")
         return rows.assign(value=rows.value.where(~score, 0.505))
 
     values = quantity(rebound.per_seed(study_of(EXACT, flat)), "half_life_examples", 256)
-    assert (
-        values.value.isna().all()
-        and values.bound.isna().all()
-        and all("did not move" in r for r in values.reason)
-    )
+    assert values.value.isna().all() and values.bound.isna().all() and all("did not move" in r for r in values.reason)
 
 
 def test_row_order_does_not_matter(study_of):
     straight = rebound.aggregate(rebound.per_seed(study_of()))
-    mixed = rebound.aggregate(
-        rebound.per_seed(study_of(change=lambda rows: rows.sample(frac=1, random_state=0)))
-    )
+    mixed = rebound.aggregate(rebound.per_seed(study_of(change=lambda rows: rows.sample(frac=1, random_state=0))))
     pd.testing.assert_frame_equal(straight, mixed)
 
 
@@ -127,9 +106,7 @@ def test_one_run_per_budget_is_the_same_curve(study_of):
         starts = perturb[perturb.examples == 0]
         ends = perturb[(perturb.examples > 0) & (perturb.measure != "sample")]
         runs = [starts.assign(run=starts.run + str(n)) for n in EXACT.points]
-        return pd.concat(
-            [rows[rows.stage != "perturb"], *runs, ends.assign(run=ends.run + ends.examples.astype(str))]
-        )
+        return pd.concat([rows[rows.stage != "perturb"], *runs, ends.assign(run=ends.run + ends.examples.astype(str))])
 
     together, apart = study_of(EXACT), study_of(EXACT, separate)
     columns = ["quantity", "align_volume", "seed", "value"]
@@ -138,9 +115,7 @@ def test_one_run_per_budget_is_the_same_curve(study_of):
 
 
 def test_seeds_that_are_not_finished_do_not_enter(study_of):
-    short = study_of(
-        change=lambda rows: rows[~((rows.stage == "perturb") & (rows.seed == 2) & (rows.examples > 64))]
-    )
+    short = study_of(change=lambda rows: rows[~((rows.stage == "perturb") & (rows.seed == 2) & (rows.examples > 64))])
     curve = rebound.curves(rebound.trajectories(short))
     assert set(curve.n) == {2} and curve.examples.max() == 1024
 

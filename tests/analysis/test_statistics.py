@@ -64,9 +64,7 @@ def test_bootstrap_is_seeded_and_covers():
     assert again[0] == again[1]
     hits = [
         e.low <= 2.0 <= e.high
-        for e in (
-            statistics.bootstrap_interval(x, resamples=200) for x in rng.exponential(2.0, size=(300, 60))
-        )
+        for e in (statistics.bootstrap_interval(x, resamples=200) for x in rng.exponential(2.0, size=(300, 60)))
     ]
     assert 0.88 < np.mean(hits) < 0.98
 

@@ -100,9 +100,7 @@ def test_roles_and_counts(files):
     assert {n: p.rows for n, p in data.train.items() if n != "pretrain"} == dict(align=20, perturb=20)
     assert {n: p.rows for n, p in data.heldout.items()} == dict.fromkeys(("pretrain", "align", "perturb"), 16)
     assert data.log_prob == {}
-    assert (
-        data.prompts.shape == (8, 4) and (data.prompts[:, 0] == 1).all() and (data.prompts[:, 1:] > 1).all()
-    )
+    assert data.prompts.shape == (8, 4) and (data.prompts[:, 0] == 1).all() and (data.prompts[:, 1:] > 1).all()
     assert fact(data, "scorer_accuracy", "test")["value"] > 0.9
     assert fact(data, "scorer_accuracy", "test")["n"] == 120
     assert fact(data, "scorer_accuracy", "test, first 16 tokens")["n"] == 120
@@ -189,9 +187,7 @@ def test_prepared_data_outlives_its_raw_files(files):
     assert made(files).digest == data.digest
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer-*/tokenizer.json", "scorer-*/weights.npz", "pretrain-*/data.array_record"]
-)
+@pytest.mark.parametrize("name", ["tokenizer-*/tokenizer.json", "scorer-*/weights.npz", "pretrain-*/data.array_record"])
 def test_damage_is_repaired(files, caplog, name):
     data = made(files)
     (path,) = (files / "data").glob(name)
@@ -224,9 +220,7 @@ def test_duplicates_are_removed_and_counted(files):
     leaked = reviews(120, 2)[:3]
     write(files / "train.jsonl", rows + twice + leaked)
     data = made(files)
-    assert [
-        fact(data, "duplicates_removed", split)["value"] for split in ("train", "test", "train&test")
-    ] == [2, 0, 3]
+    assert [fact(data, "duplicates_removed", split)["value"] for split in ("train", "test", "train&test")] == [2, 0, 3]
 
 
 def test_filter_applies_to_train_and_test(files):
@@ -311,14 +305,11 @@ def test_pairs_that_share_a_text_serve_one_role(pairs):
     data = made(pairs, dict(align="pair", perturb="pair"), **PAIRED)
     keys = {
         name: {
-            text_key(rows[int(i.split(":")[1]) - 1]["prompt"], rows[int(i.split(":")[1]) - 1]["good"])
-            for i in p.ids
+            text_key(rows[int(i.split(":")[1]) - 1]["prompt"], rows[int(i.split(":")[1]) - 1]["good"]) for i in p.ids
         }
         for name, p in data.train.items()
     }
-    assert keys["align"].isdisjoint(keys["perturb"]) and keys["pretrain"].isdisjoint(
-        keys["align"] | keys["perturb"]
-    )
+    assert keys["align"].isdisjoint(keys["perturb"]) and keys["pretrain"].isdisjoint(keys["align"] | keys["perturb"])
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------
@@ -421,9 +412,7 @@ def test_real_reviews_and_news(tmp_path):
     assert all(f["value"] == 0 for f in data.facts if f["measure"] == "overlap")
     assert data.prompts.shape == (20, 5) and data.tokenizer.vocab_size == 600
     kept = data.train["align"].counts
-    assert (
-        kept["truncated_rows"] > 40 and kept["truncated_tokens"] > kept["tokens"]
-    )  # reviews are long, and it shows
+    assert kept["truncated_rows"] > 40 and kept["truncated_tokens"] > kept["tokens"]  # reviews are long, and it shows
 
 
 def test_real_pairs(tmp_path):

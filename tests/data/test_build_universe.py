@@ -40,9 +40,7 @@ def sentiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def refusal(tmp_path_factory):
-    return build(
-        config(task="refusal"), tmp_path_factory.mktemp("data"), objectives=dict(align="pair", perturb="text")
-    )
+    return build(config(task="refusal"), tmp_path_factory.mktemp("data"), objectives=dict(align="pair", perturb="text"))
 
 
 def test_sets_have_the_rows_asked_for(sentiment):
@@ -51,8 +49,7 @@ def test_sets_have_the_rows_asked_for(sentiment):
     assert {name: made.rows for name, made in data.heldout.items()} == dict.fromkeys(data.train, 40)
     assert all(made.kind == "text" and made.counts["truncated_rows"] == 0 for made in data.heldout.values())
     assert all(
-        made.tokenizer_digest == data.tokenizer.digest
-        for made in (*data.train.values(), *data.heldout.values())
+        made.tokenizer_digest == data.tokenizer.digest for made in (*data.train.values(), *data.heldout.values())
     )
 
 
@@ -66,9 +63,7 @@ def test_second_build_opens_the_same_and_draws_nothing(sentiment, monkeypatch):
     for name, values in data.log_prob.items():
         np.testing.assert_array_equal(again.log_prob[name], values)
     assert str(again.facts) == str(data.facts)
-    np.testing.assert_array_equal(
-        again.scorer.score([""], ["i loved it"]), data.scorer.score([""], ["i loved it"])
-    )
+    np.testing.assert_array_equal(again.scorer.score([""], ["i loved it"]), data.scorer.score([""], ["i loved it"]))
 
 
 def test_elsewhere_the_same_config_gives_the_same_data(sentiment, tmp_path):
@@ -86,9 +81,7 @@ def test_more_rows_begin_with_the_fewer(sentiment, tmp_path):
 def counted(prepared):
     """Tokens the loss counts, row by row, without the final <eos>."""
     arrays = prepared.arrays()
-    return [
-        row[1:][mask == 1][:-1].tolist() for row, mask in zip(arrays["tokens"], arrays["mask"], strict=True)
-    ]
+    return [row[1:][mask == 1][:-1].tolist() for row, mask in zip(arrays["tokens"], arrays["mask"], strict=True)]
 
 
 def test_log_prob_is_of_what_the_loss_counts(sentiment, refusal):
@@ -122,9 +115,7 @@ def test_aligned_and_perturbing_answers_score_apart(sentiment, refusal):
 def test_pairs_have_one_prompt_and_an_aligned_choice(refusal):
     assert refusal.train["align"].kind == "pair" and refusal.train["perturb"].kind == "text"
     arrays = refusal.train["align"].arrays()
-    chosen, rejected = (
-        refusal.tokenizer.decode(arrays[f"{s}_tokens"].tolist()) for s in ("chosen", "rejected")
-    )
+    chosen, rejected = (refusal.tokenizer.decode(arrays[f"{s}_tokens"].tolist()) for s in ("chosen", "rejected"))
     for one, other in zip(chosen, rejected, strict=True):
         assert one.split("assistant :")[0] == other.split("assistant :")[0]
     blank = [""] * len(chosen)
@@ -162,9 +153,7 @@ def test_overlaps_are_counted_for_every_two_sets(sentiment):
     assert len(splits) == len(set(splits)) == 15 and "pretrain&heldout-align" in splits
 
 
-@pytest.mark.parametrize(
-    "name", ["align/data.array_record", "study.json", "study.npz", "tokenizer/words.json"]
-)
+@pytest.mark.parametrize("name", ["align/data.array_record", "study.json", "study.npz", "tokenizer/words.json"])
 def test_damage_is_repaired(tmp_path, caplog, name):
     data = build(config(), tmp_path, objectives=TEXT)
     folder, _, file = name.partition("/")

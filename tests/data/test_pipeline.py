@@ -41,9 +41,7 @@ def test_seeds_give_different_orders_in_all_epochs(data):
     orders = [
         tuple(row)
         for seed in range(4)
-        for row in np.concatenate([b["row"] for b in first(data, 20, batch_size=5, seed=seed)]).reshape(
-            2, ROWS
-        )
+        for row in np.concatenate([b["row"] for b in first(data, 20, batch_size=5, seed=seed)]).reshape(2, ROWS)
     ]
     assert len(set(orders)) == 8
 
@@ -69,10 +67,7 @@ def test_order_does_not_depend_on_the_number_of_processes(data, process_count):
         first(data, 15, batch_size=8, seed=2, process_index=p, process_count=process_count)
         for p in range(process_count)
     ]
-    joined = [
-        {name: np.concatenate([part[step][name] for part in parts]) for name in alone[0]}
-        for step in range(15)
-    ]
+    joined = [{name: np.concatenate([part[step][name] for part in parts]) for name in alone[0]} for step in range(15)]
     assert_same(joined, alone)
 
 
@@ -90,9 +85,7 @@ def test_far_start_is_as_quick_as_none(data):
 def test_random_access_equals_iteration(data):
     whole = first(data, 10, batch_size=6, seed=5, process_index=1, process_count=3)
     for step, batch in enumerate(whole):
-        assert_same(
-            [pipeline.batch_at(data, step, batch_size=6, seed=5, process_index=1, process_count=3)], [batch]
-        )
+        assert_same([pipeline.batch_at(data, step, batch_size=6, seed=5, process_index=1, process_count=3)], [batch])
 
 
 def test_threads_change_nothing(data):

@@ -73,9 +73,7 @@ def test_rows_by_number(tmp_path, monkeypatch, limit):
 
 
 def test_pairs_keep_their_fields(tmp_path):
-    rows = examples.tokenize(
-        [dict(id="p", prompt="a", chosen="b", rejected="c d")], WORDS, seq_len=8, kind="pair"
-    )
+    rows = examples.tokenize([dict(id="p", prompt="a", chosen="b", rejected="c d")], WORDS, seq_len=8, kind="pair")
     made = make(tmp_path, rows)
     assert made.kind == "pair"
     assert sorted(made.arrays()) == ["chosen_mask", "chosen_tokens", "rejected_mask", "rejected_tokens"]

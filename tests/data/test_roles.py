@@ -11,9 +11,7 @@ def rows_of(answers, label="aligned"):
 
 
 def pools(aligned=20, opposite=20, seed=0):
-    rows = rows_of([f"a{i}" for i in range(aligned)]) + rows_of(
-        [f"o{i}" for i in range(opposite)], "opposite"
-    )
+    rows = rows_of([f"a{i}" for i in range(aligned)]) + rows_of([f"o{i}" for i in range(opposite)], "opposite")
     groups, _, _ = deduplicate(rows)
     return Pool(groups, seed, "data.train")
 

@@ -134,18 +134,14 @@ def test_bad_gzip(tmp_path, suffix, content):
 
 def test_missing_file_shows_the_nearest(tmp_path):
     put(tmp_path / "reviews.jsonl", jsonl(ROWS))
-    refused(
-        lambda: sources.read(f"{tmp_path}/review.jsonl", "data.train"), "data.train", "Closest: reviews.jsonl"
-    )
+    refused(lambda: sources.read(f"{tmp_path}/review.jsonl", "data.train"), "data.train", "Closest: reviews.jsonl")
     refused(lambda: sources.read(f"{tmp_path}/no/*.csv", "data.prose"), "data.prose", "There is no folder")
     refused(lambda: sources.read(str(tmp_path), "data.train"), "is a folder", "/*.jsonl")
     refused(lambda: sources.read(" , ", "data.train"), "data.train is empty")
 
 
 def test_columns_that_are_not_there(tmp_path):
-    path = put(
-        tmp_path / "a.jsonl", jsonl([dict(text="a", label=1), dict(text="b"), dict(text=None, label=1)])
-    )
+    path = put(tmp_path / "a.jsonl", jsonl([dict(text="a", label=1), dict(text="b"), dict(text=None, label=1)]))
     table = sources.read(str(path), "data.train")
     refused(
         lambda: table.column("txt", "data.columns.text"),
@@ -154,9 +150,7 @@ def test_columns_that_are_not_there(tmp_path):
         "Closest: text",
     )
     refused(lambda: table.column("label", "data.columns.label"), "a.jsonl:2", "data.columns.label")
-    refused(
-        lambda: table.texts("text", "data.columns.text"), "a.jsonl:3", "None", 'data.where="text.notnull()"'
-    )
+    refused(lambda: table.texts("text", "data.columns.text"), "a.jsonl:3", "None", 'data.where="text.notnull()"')
     assert len(table.where("text.notnull()")) == 2
 
 
@@ -232,9 +226,7 @@ def tfds_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("by", ["name", "folder"])
 def test_tfds_is_read_without_tensorflow(tfds_dir, by):
-    spec, place = (
-        ("tfds:tiny_reviews", str(tfds_dir)) if by == "name" else (f"tfds:{tfds_dir}/tiny_reviews/1.0.0", "")
-    )
+    spec, place = ("tfds:tiny_reviews", str(tfds_dir)) if by == "name" else (f"tfds:{tfds_dir}/tiny_reviews/1.0.0", "")
     table = sources.read(spec, "data.train", split="train", split_field="data.train_split", tfds_dir=place)
     assert sorted(table.texts("text", "f")) == sorted(f"row {i} é" for i in range(20))
     assert sorted(table.column("label", "f")) == [0] * 10 + [1] * 10

@@ -53,10 +53,7 @@ def test_merges_shorten_text():
 
 
 def test_same_texts_give_the_same_tokenizer_in_another_process():
-    program = (
-        "import sys; from elastic_jax.data import tokenizers;"
-        f"print(tokenizers.train_bpe({TEXTS!r}, 300).digest)"
-    )
+    program = f"import sys; from elastic_jax.data import tokenizers;print(tokenizers.train_bpe({TEXTS!r}, 300).digest)"
     digests = {
         subprocess.run(
             [sys.executable, "-c", program],

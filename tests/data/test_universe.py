@@ -41,9 +41,7 @@ def joint(universe: Universe, mixture: Mixture, kind: str | None = None) -> np.n
     """p(x, z) of every text of a small universe, multiplied edge by edge in plain Python, [texts, Z]."""
     a = universe.automaton
     edges = {
-        (s, a.vocab[a.edge_word[e]]): e
-        for s in range(a.states)
-        for e in range(a.edge_start[s], a.edge_start[s + 1])
+        (s, a.vocab[a.edge_word[e]]): e for s in range(a.states) for e in range(a.edge_start[s], a.edge_start[s + 1])
     }
     rows = []
     for text in universe.texts():
@@ -73,9 +71,7 @@ def test_small_universe_sums_to_one(small: Universe, mixture: Mixture):
     texts = small.texts()
     assert len(texts) == len(set(texts)) == 432
     assert np.exp(small.log_prob(texts, mixture)).sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(
-        np.exp(small.log_prob(texts, mixture)), joint(small, mixture).sum(1), rtol=1e-12
-    )
+    np.testing.assert_allclose(np.exp(small.log_prob(texts, mixture)), joint(small, mixture).sum(1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("topics", [1, 4, 6])
@@ -177,9 +173,7 @@ def test_sampled_latents_fit_their_text(standard: Universe):
     sample = standard.sample(Mixture(), 4000, seed=4)
     topics = {"review": lexicon.REVIEW_TOPICS, "dialogue": lexicon.DIALOGUE_TOPICS}
     z = [
-        standard.latents.index(
-            Latents(t.kind, topics[t.kind].index(t.topic), t.sentiment, t.request, t.reply)
-        )
+        standard.latents.index(Latents(t.kind, topics[t.kind].index(t.topic), t.sentiment, t.request, t.reply))
         for t in sample
     ]
     assert set(z) == set(range(24))
@@ -416,9 +410,7 @@ def test_shorter_samples_begin_longer_ones(standard: Universe):
     ],
     ids=["reviews", "dialogues", "both"],
 )
-def test_pairs_share_a_prompt_and_follow_the_conditionals(
-    small: Universe, chosen: Mixture, rejected: Mixture
-):
+def test_pairs_share_a_prompt_and_follow_the_conditionals(small: Universe, chosen: Mixture, rejected: Mixture):
     n = 20_000
     pairs = small.sample_pairs(chosen, rejected, n, seed=13)
     prompts = collections.Counter(pair.prompt for pair in pairs)
@@ -488,9 +480,7 @@ def test_bad_requests_are_named(standard: Universe):
 
 
 def test_topic_weights_are_followed(standard: Universe):
-    topics = collections.Counter(
-        t.topic for t in standard.sample(Mixture.reviews(topics=(0, 1, 0, 3)), 1000, 0)
-    )
+    topics = collections.Counter(t.topic for t in standard.sample(Mixture.reviews(topics=(0, 1, 0, 3)), 1000, 0))
     assert set(topics) == {"book", "hotel"} and topics["hotel"] == pytest.approx(750, abs=70)
 
 

@@ -113,10 +113,7 @@ def test_a_text_ends_where_the_model_does(asked, got):
         dict(heldout={"pretrain": heldout(0)}),
         dict(prompts=study_data().prompts[:3]),
         dict(scorer=Length(name="another")),
-        pytest.param(
-            dict(scorer=Length(digest="length-2")),  # of the same kind, fitted on other rows
-            marks=pytest.mark.xfail(reason="Protocol.digest has the scorer's name and not its digest"),
-        ),
+        dict(scorer=Length(digest="length-2")),  # of the same kind, fitted on other rows
         dict(tokenizer=WordTokenizer([f"v{i}" for i in range(tiny.VOCAB - 2)])),
     ],
     ids=lambda change: "-".join(change),

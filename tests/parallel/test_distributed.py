@@ -77,9 +77,7 @@ def test_an_unknown_mode_is_refused():
 def test_an_unreachable_coordinator_is_named():
     start = time.monotonic()
     with pytest.raises(UserError, match=f"cannot reach the coordinator 127.0.0.1:{(port := _free_port())}"):
-        distributed.initialize(
-            coordinator=f"127.0.0.1:{port}", process_id=1, process_count=2, timeout=0.5, environ={}
-        )
+        distributed.initialize(coordinator=f"127.0.0.1:{port}", process_id=1, process_count=2, timeout=0.5, environ={})
     assert time.monotonic() - start < 5
 
 
@@ -127,9 +125,7 @@ def test_peaks_by_the_names_that_jax_gives(kind, tera):
     assert peak_flops(kind) == pytest.approx(tera * 1e12)
 
 
-@pytest.mark.parametrize(
-    "kind", ["cpu", "", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v3", "NVIDIA T400"]
-)
+@pytest.mark.parametrize("kind", ["cpu", "", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v3", "NVIDIA T400"])
 def test_an_unknown_device_has_no_peak(kind):
     assert peak_flops(kind) is None
 

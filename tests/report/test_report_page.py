@@ -103,9 +103,7 @@ def test_colours_of_the_page_follow_the_mode(rendered):
 def test_same_table_same_bytes_in_another_process_and_row_order(rendered, tmp_path, hash_seed):
     rows, metadata = planted.table()
     (tmp_path / "w").mkdir()
-    planted.write(
-        tmp_path / "w" / "measures.parquet", rows.sample(frac=1, random_state=int(hash_seed)), metadata
-    )
+    planted.write(tmp_path / "w" / "measures.parquet", rows.sample(frac=1, random_state=int(hash_seed)), metadata)
     command = [sys.executable, "-m", "elastic_jax.report", f"--workdir={tmp_path / 'w'}"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True)
     first = {p.relative_to(rendered.parent): p for p in rendered.parent.rglob("*") if p.is_file()}
@@ -161,9 +159,7 @@ def test_no_label_leaves_the_figure(measures):
             FigureCanvasAgg(figure).draw()
             box = figure.get_tightbbox()
             assert box.x0 >= -0.02 and box.y0 >= -0.02, draw.__name__
-            assert box.x1 <= figure.get_figwidth() + 0.02 and box.y1 <= figure.get_figheight() + 0.02, (
-                draw.__name__
-            )
+            assert box.x1 <= figure.get_figwidth() + 0.02 and box.y1 <= figure.get_figheight() + 0.02, draw.__name__
 
 
 def test_sample_text_is_escaped(rendered):
@@ -177,21 +173,13 @@ def test_runs_are_all_in_the_tree(rendered, measures):
 
 
 def test_one_seed_without_control_and_without_data_divergence(render_of):
-    text = " ".join(
-        read(render_of(planted.Plant(seeds=(0,), volumes=(256,), control=False, kl_data=False))).texts
-    )
-    assert (
-        "One seed: means are single values" in text and "No control" in text and "KL(data || model)" in text
-    )
-    assert "[" not in text[text.index("Key numbers") : text.index("Score under perturbation")].replace(
-        "[low", ""
-    )
+    text = " ".join(read(render_of(planted.Plant(seeds=(0,), volumes=(256,), control=False, kl_data=False))).texts)
+    assert "One seed: means are single values" in text and "No control" in text and "KL(data || model)" in text
+    assert "[" not in text[text.index("Key numbers") : text.index("Score under perturbation")].replace("[low", "")
 
 
 def test_several_methods_and_many_volumes(render_of):
-    path = render_of(
-        planted.Plant(seeds=(0, 1), methods=("sft", "dpo"), volumes=tuple(64 * 2**i for i in range(10)))
-    )
+    path = render_of(planted.Plant(seeds=(0, 1), methods=("sft", "dpo"), volumes=tuple(64 * 2**i for i in range(10))))
     text = " ".join(read(path).texts)
     assert "dpo" in text and "32.8k" in text
     data = pd.read_csv(path.parent / "figures" / "rebound.csv", keep_default_na=False)

@@ -91,9 +91,7 @@ def test_the_line_of_a_log():
         eta=41,
         study_eta=190,
     )
-    assert (
-        format_line(snapshot) == "[3/9 align-s0] step 120/256 47% loss 2.13 12.3k tok/s eta 0:41 (study 3:10)"
-    )
+    assert format_line(snapshot) == "[3/9 align-s0] step 120/256 47% loss 2.13 12.3k tok/s eta 0:41 (study 3:10)"
 
 
 def test_what_is_not_known_is_not_shown():

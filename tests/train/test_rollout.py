@@ -25,9 +25,7 @@ def reinforce() -> Objective:
 
     def rollout(policy, params, batch, key):
         prompts = batch["tokens"][:, :1]
-        answers = generate(
-            policy, params, prompts, key, length=LENGTH, temperature=1.0, top_p=1.0, eos=1, pad=0
-        )
+        answers = generate(policy, params, prompts, key, length=LENGTH, temperature=1.0, top_p=1.0, eos=1, pad=0)
         reward_b = jnp.sum(answers == WANTED, axis=-1).astype(jnp.float32)
         return {
             "tokens": jnp.concatenate([prompts, answers], axis=1),

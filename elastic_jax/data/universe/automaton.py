@@ -151,9 +151,7 @@ class Automaton:
             # Exactly 1 from the last possible edge on: rounding must not lead onto an impossible one.
             last = prob.shape[1] - 1 - np.argmax(prob[:, ::-1] > 0, axis=1)
             cumulative[np.arange(prob.shape[1]) >= last[:, None]] = 1.0
-            keys.append(
-                (np.minimum(cumulative, 1.0) + (s * self.latents + np.arange(len(prob)))[:, None]).ravel()
-            )
+            keys.append((np.minimum(cumulative, 1.0) + (s * self.latents + np.arange(len(prob)))[:, None]).ravel())
         return np.concatenate(keys), row_start
 
     # -- dynamic programmes ----------------------------------------------------------------------------------

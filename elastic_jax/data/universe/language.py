@@ -196,9 +196,7 @@ class Universe:
                 break
             if not found and block == 9:
                 usual = ", ".join(map(str, sorted(seen)))
-                raise UserError(
-                    f"words={words}: {mixture} has prompts of {usual} words.\nChoose one of these."
-                )
+                raise UserError(f"words={words}: {mixture} has prompts of {usual} words.\nChoose one of these.")
         return found[:n]
 
     def texts(self, limit: int = 200_000) -> list[str]:
@@ -207,9 +205,7 @@ class Universe:
 
     # -- knowing ---------------------------------------------------------------------------------------------
 
-    def log_prob(
-        self, texts: Sequence[str] | Sequence[Text], mixture: Mixture, complete: bool = True
-    ) -> np.ndarray:
+    def log_prob(self, texts: Sequence[str] | Sequence[Text], mixture: Mixture, complete: bool = True) -> np.ndarray:
         """log p(x) in nats, float64 [n]; exact, and -inf for what `mixture` cannot say.
 
         With `complete` false: the log probability that a text *begins* with these words.
@@ -313,9 +309,7 @@ class Universe:
         edges, state = self.automaton.path(words, lengths)
         joint = _log(prior) + self.automaton.path_logp(edges, lengths) + self.automaton.end_logp(state)
         log_posterior = joint - _logsumexp(joint)[:, None]
-        ambiguity = -np.sum(
-            np.exp(log_posterior) * np.where(np.isneginf(log_posterior), 0, log_posterior), axis=1
-        )
+        ambiguity = -np.sum(np.exp(log_posterior) * np.where(np.isneginf(log_posterior), 0, log_posterior), axis=1)
         nats = exact - float(ambiguity.mean())
         stderr = float(ambiguity.std(ddof=1) / np.sqrt(n))
         method = f"H(X, Z) exact, H(Z | X) = {ambiguity.mean():.4f} nats over {n} samples, seed {seed}"
@@ -362,18 +356,14 @@ class Universe:
 
     def _text(self, z: Latents, prompt: list[str], answer: list[str]) -> Text:
         topics = lexicon.REVIEW_TOPICS if z.kind == "review" else lexicon.DIALOGUE_TOPICS
-        return Text(
-            " ".join(prompt), " ".join(answer), z.kind, topics[z.topic], z.sentiment, z.request, z.reply
-        )
+        return Text(" ".join(prompt), " ".join(answer), z.kind, topics[z.topic], z.sentiment, z.request, z.reply)
 
     def _read(self, texts: Sequence[str] | Sequence[Text]) -> tuple[np.ndarray, ...]:
         """Word ids [n, T], lengths [n], edges [n, T] and last states [n] of texts."""
         words, lengths = self.automaton.encode([t.text if isinstance(t, Text) else t for t in texts])
         return words, lengths, *self.automaton.path(words, lengths)
 
-    def _evidence(
-        self, edges: np.ndarray, state: np.ndarray, lengths: np.ndarray, stops: np.ndarray
-    ) -> np.ndarray:
+    def _evidence(self, edges: np.ndarray, state: np.ndarray, lengths: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """log p(x | z) [n, Z] of texts that stop, log p(begins with x | z) of those cut off."""
         prefix = self.automaton.path_logp(edges, lengths)
         end = self.automaton.end_logp(state)

@@ -162,9 +162,7 @@ class _Lexicon:
                 table[word] = table.get(word, 0) + is_topic * (1 - 0.5 * i / len(words))
         return table
 
-    def topical_graded(
-        self, columns: Sequence[Mapping[str, Pair]], second: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def topical_graded(self, columns: Sequence[Mapping[str, Pair]], second: np.ndarray) -> dict[str, np.ndarray]:
         table: dict[str, np.ndarray] = {}
         for is_topic, column in zip(self.is_topic, columns, strict=False):
             for word, weight in self.graded(column, second).items():
@@ -175,9 +173,7 @@ class _Lexicon:
 
     def opening(self) -> Expr:
         pick = self.grammar.pick
-        return seq(
-            pick({"i": 3, "we": 2}), self.topical(VISITED), pick({"this": 3, "that": 2}), self.topical(THINGS)
-        )
+        return seq(pick({"i": 3, "we": 2}), self.topical(VISITED), pick({"this": 3, "that": 2}), self.topical(THINGS))
 
     def review(self) -> Expr:
         """4 + 3 + 1 words of experience, 11 on an aspect, 5 of feeling and 7 to close: at most 31."""
@@ -209,10 +205,7 @@ class _Lexicon:
             others = {other: weight for other, weight in aspects.items() if other != name}
             second = [
                 self.grammar.choose(
-                    [
-                        (seq(other, verb, judged[other in flavoured]), weight)
-                        for other, weight in others.items()
-                    ]
+                    [(seq(other, verb, judged[other in flavoured]), weight) for other, weight in others.items()]
                 )
                 for judged in (and_judged, but_judged)
             ]
@@ -255,9 +248,7 @@ class _Lexicon:
         made = seq(
             "it made",
             g.pick({"me": 3, "us": 2}),
-            self.felt(
-                {"smile": (6, 0.8), "laugh": (6, 1.5), "think": (3, 3), "yawn": (0.7, 6), "sad": (1, 6)}
-            ),
+            self.felt({"smile": (6, 0.8), "laugh": (6, 1.5), "think": (3, 3), "yawn": (0.7, 6), "sad": (1, 6)}),
             ".",
         )
         other = seq(
@@ -396,18 +387,14 @@ class _Lexicon:
             self.said({"owner": (3, 5), "police": (0.4, 5), "guide": (5, 1), "expert": (4, 2)}),
             ".",
         )
-        return seq(
-            self.choose_said([(able, (2.5, 5)), (sounds, (2, 2.5)), (first, (4.5, 0.5)), (who, (1.5, 2))])
-        )
+        return seq(self.choose_said([(able, (2.5, 5)), (sounds, (2, 2.5)), (first, (4.5, 0.5)), (who, (1.5, 2))]))
 
     def doing(self) -> Choice:
         table = {"take": 3, "hold": 3, "turn": 3, "press": 2, "move": 3, "check": 2, "clean": 2, "find": 2}
         return self.grammar.pick(table)
 
     def manner(self) -> Choice:
-        return self.grammar.pick(
-            {"slowly": 3, "gently": 2, "carefully": 3, "again": 2, "quietly": 2, "quickly": 2}
-        )
+        return self.grammar.pick({"slowly": 3, "gently": 2, "carefully": 3, "again": 2, "quietly": 2, "quickly": 2})
 
     def advice(self) -> Expr:
         """At most 6 words."""
@@ -415,9 +402,7 @@ class _Lexicon:
         then = seq("then you", self.doing(), "it", self.manner(), ".")
         could = seq(
             "it could",
-            self.said(
-                {"hurt": (0.5, 5), "upset": (0.7, 5), "surprise": (3, 3), "help": (5, 1), "please": (4, 1)}
-            ),
+            self.said({"hurt": (0.5, 5), "upset": (0.7, 5), "surprise": (3, 3), "help": (5, 1), "please": (4, 1)}),
             g.pick({"someone": 3, "people": 3, "your family": 2, "your friend": 2}),
             ".",
         )

@@ -76,9 +76,7 @@ class Mixture:
         return cls(review=1.0, positive=positive, topics=topics)
 
     @classmethod
-    def dialogues(
-        cls, harmful: float = 0.5, refuse: float = 0.5, topics: tuple[float, ...] = ()
-    ) -> "Mixture":
+    def dialogues(cls, harmful: float = 0.5, refuse: float = 0.5, topics: tuple[float, ...] = ()) -> "Mixture":
         """Dialogues alone: `harmful=1.0` and `refuse=1.0` to align on refusal, `refuse=0.0` to perturb."""
         return cls(review=0.0, harmful=harmful, refuse_harmful=refuse, refuse_benign=refuse, topics=topics)
 
