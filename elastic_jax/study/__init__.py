@@ -68,7 +68,7 @@ class Study:
         """Prepared on first use, by process 0 before the others look."""
         make = partial(build, self.config.data.to_dict(), self.workdir.data, objectives=tree.data_kinds(self.config))
         made: list[StudyData] = []
-        agree.from_main(lambda: made.append(make()))
+        agree.from_main(lambda: made.append(make()), DATA_TIMEOUT)
         return made[0] if made else make()
 
     @cached_property

@@ -17,11 +17,14 @@ from elastic_jax.parallel import distributed
 CLOCK_EVERY = 8  # readings for each time that process 0 sends; one message per update would be too many
 
 
-def from_main(make: Callable[[], Any]) -> Any:
+def from_main(make: Callable[[], Any], timeout: float = distributed.TIMEOUT) -> Any:
     """What `make` gives on process 0, as JSON types, on every process; it is called nowhere else.
 
+    Args:
+      timeout: seconds that the others wait.
+
     Raises:
-      UserError: that of process 0, on every process.
+      UserError: that of process 0, on every process; or it took longer than `timeout`.
     """
     if jax.process_count() == 1:
         return make()
@@ -31,7 +34,7 @@ def from_main(make: Callable[[], Any]) -> Any:
             sent = json.dumps(dict(value=make()))
         except UserError as error:
             sent = json.dumps(dict(error=str(error)))
-    received = json.loads(distributed.broadcast_text(sent))
+    received = json.loads(distributed.broadcast_text(sent, timeout))
     if "error" in received:
         raise UserError(received["error"])
     return received["value"]

@@ -231,7 +231,15 @@ class Executor:
             )
             if reference:
                 stream = ({**b, **{k: v[b["row"]] for k, v in reference.items()}} for b in stream)
-            loop.train(state, step, stream, stage_key(run), start=start, stop=stop, tokens=tokens, hooks=hooks)
+            try:
+                loop.train(state, step, stream, stage_key(run), start=start, stop=stop, tokens=tokens, hooks=hooks)
+            except loop.NotFinite as error:
+                checkpoints.wait()
+                good = max(checkpoints.updates(), default=None)
+                where = checkpoints.folder / str(good) if good is not None else "none of this run yet"
+                raise loop.NotFinite(
+                    f"{run.key}, {error}\nData set: {self._data.train[run.role].folder}\nLast good checkpoint: {where}"
+                ) from None
             checkpoints.wait()
 
     def _start(

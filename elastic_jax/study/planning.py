@@ -59,7 +59,6 @@ def plan(study: Study, timed: bool | None = None) -> Plan:
         temporaries need less than half of the host's memory.
     """
     study.check()
-    executor = study._executor
     stages = tuple(_stage(study, name, timed) for name in STAGES)
     seconds = _time_measure(study) if all(stage.seconds is not None for stage in stages) else None
     return Plan(
@@ -67,7 +66,7 @@ def plan(study: Study, timed: bool | None = None) -> Plan:
         params=study.model.size,
         mesh=dict(study.mesh.shape),
         stages=stages,
-        runs=tuple((run, executor.is_done(run)) for run in study.runs),
+        runs=tuple((status.run, status.done) for status in study.status()),
         notes=tuple(study.notes),
         measured_points=sum(len(run.measures) for run in study.runs),
         seconds_per_point=seconds,

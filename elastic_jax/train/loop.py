@@ -84,8 +84,8 @@ def train(
         if not metrics.pop("finite"):
             raise NotFinite(
                 f"update {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']} (not finite). The batch held "
-                f"rows {rows.tolist()} of its data set. Lower optim.lr, keep optim.clip on, or look at those rows; the same "
-                "command continues from the last checkpoint."
+                f"rows {rows.tolist()} of its data set. Lower optim.lr, keep optim.clip on, or look at those rows; without a "
+                "change the same command stops here again."
             )
         tokens += int(metrics["tokens"])
         hooks.log(number, metrics, tokens)

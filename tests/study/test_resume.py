@@ -211,7 +211,9 @@ def test_a_temporary_checkpoint_that_becomes_a_wanted_point_is_kept(with_data: C
 
 
 def test_a_loss_that_is_not_finite_stops_the_study_and_leaves_the_rest(copied: Path, finished: Path) -> None:
-    with pytest.raises(execute.loop.NotFinite, match=r"update \d+: loss .*not finite.*\n?.*rows \["):
+    with pytest.raises(
+        execute.loop.NotFinite, match=r"update \d+: loss .*not finite[\s\S]*rows \[[\s\S]*Last good checkpoint: "
+    ):
         small_studies.run(
             copied, overrides={"perturb.optim.lr": 999.0, "perturb.optim.name": "sgd", "perturb.optim.clip": 0.0}
         )
