@@ -1,4 +1,14 @@
-"""Rebound on real text: positive IMDb reviews, then negative ones."""
+"""Rebound on real text: positive IMDb reviews, then negative ones (Figure 4 of arXiv 2406.06144, with its missing controls).
+
+Pre-trains a 529k-parameter model on mixed reviews and prose, aligns it on positive reviews that it never saw, and perturbs it with
+negative ones, three seeds. 24 minutes on 2 CPU cores (commit 8e0c3805c85b). Expect a score of 0.55 for base, 0.60, 0.64 and 0.66 after
+256, 1,024 and 4,096 positives, 0.43 to 0.45 after 1,024 negatives; README.md has the intervals.
+
+    python -m elastic_jax.run --config=configs/rebound_imdb.py --workdir=runs/imdb \\
+        --config.data.prose=news.jsonl.gz
+
+Reads `imdb_reviews` through tensorflow-datasets; `--config.data.train=FILE --config.data.test=FILE` read local files instead.
+"""
 
 from elastic_jax import config
 
