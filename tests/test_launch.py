@@ -17,7 +17,9 @@ def printed(*command: str) -> str:
 @pytest.mark.parametrize("count", [1, 3])
 def test_local_dry_run_is_one_command_per_process(count):
     lines = printed("launch/local.sh", str(count), "--dry-run", "--", *STUDY).splitlines()
-    found = [re.fullmatch(r"(\S+) (\S+) ELASTIC_PROCESS_ID=(\d+) python -m elastic_jax.run (.*)", line) for line in lines]
+    found = [
+        re.fullmatch(r"(\S+) (\S+) ELASTIC_PROCESS_ID=(\d+) python -m elastic_jax.run (.*)", line) for line in lines
+    ]
     assert sorted(int(match[3]) for match in found if match) == list(range(count))
     assert {match[2] for match in found if match} == {f"ELASTIC_PROCESS_COUNT={count}"}
     assert {match[4] for match in found if match} == {" ".join(STUDY)}

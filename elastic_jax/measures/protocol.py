@@ -34,7 +34,9 @@ class Protocol:
         what = {k: v for k, v in self.settings.items() if k not in ("per_octave", "kl_eps", "batch_size")}
         heldout = {split: prepared.digest for split, prepared in self.data.heldout.items()}
         prompts = digest_of(self.data.prompts.tolist())
-        return digest_of(["v1", what, heldout, prompts, self.data.scorer.digest, self.data.tokenizer.digest])[:16]
+        return digest_of(
+            ["v1", what, heldout, prompts, self.data.scorer.name, self.data.scorer.digest, self.data.tokenizer.digest]
+        )[:16]
 
     @cached_property
     def _heldout(self) -> dict[str, dict[str, np.ndarray]]:

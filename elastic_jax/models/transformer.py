@@ -121,7 +121,8 @@ class Decoder:
         return mesh_lib.tree_shardings(mesh, self.dims)
 
     def init(self, key: jax.Array, mesh: Mesh) -> Params:
-        """Parameters created in their place on the mesh, the same numbers on every mesh and in every layout."""
+        """Parameters created in their place: the same random bits, and so the same numbers but for their rounding, on every mesh
+        and in every layout."""
         return _jitted_create(self, mesh)(key)
 
     def hidden(
