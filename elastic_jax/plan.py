@@ -1,7 +1,5 @@
 """Show what a study would run, whether it fits, and what it costs; nothing is trained."""
 
-import tempfile
-
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
 
@@ -17,8 +15,7 @@ def _plan(args: cli.Arguments) -> None:
     cli.start_jax(args, config)
     from elastic_jax.study import Study, planning, say
 
-    with tempfile.TemporaryDirectory() as scratch:
-        say(planning.text(planning.plan(Study(config, args.workdir or scratch))))
+    say(str(planning.plan(Study(config, args.workdir) if args.workdir else config)))
 
 
 if __name__ != "__main__":

@@ -27,7 +27,7 @@ def _run(args: cli.Arguments) -> None:
     study = study_lib.Study(config, args.workdir)
     study_lib.say(f"elastic_jax: {config.name} on {study_lib.devices()}, workdir {args.workdir}")
     if args.dry_run:
-        study_lib.say(planning.text(planning.plan(study)))
+        study_lib.say(str(planning.plan(study)))
         return
     total = study_lib.describe_plan(study)
     done = sum(status.done for status in study.status())

@@ -1,12 +1,14 @@
 """What would a study cost, and does it fit, before anything is trained?"""
 
 import dataclasses
+import tempfile
 import time
 
 import jax
 import numpy as np
 
 from elastic_jax import objectives
+from elastic_jax.config import Config
 from elastic_jax.parallel import hardware
 from elastic_jax.parallel.mesh import batch_sharding
 from elastic_jax.study import Study
@@ -43,6 +45,9 @@ class Plan:
     measured_points: int
     seconds_per_point: float | None
 
+    def __str__(self) -> str:
+        return text(self)
+
     @property
     def seconds(self) -> float | None:
         """Training and measuring of everything, with none of it done; compilation comes on top."""
@@ -51,13 +56,17 @@ class Plan:
         return sum(s.updates * (s.seconds or 0) for s in self.stages) + self.measured_points * self.seconds_per_point
 
 
-def plan(study: Study, timed: bool | None = None) -> Plan:
-    """Compile each stage's update for the mesh, and time it where it fits this host.
+def plan(study: Study | Config, timed: bool | None = None) -> Plan:
+    """Compile each stage's update for the mesh, and time it where it fits this host; `print` shows it as a table.
 
     Args:
+      study: or a config, whose data are then prepared in a folder that is gone afterwards.
       timed: run a few updates of each stage and one measurement to estimate the time; by default where state and
         temporaries need less than half of the host's memory.
     """
+    if not isinstance(study, Study):
+        with tempfile.TemporaryDirectory() as scratch:
+            return plan(Study(study, scratch), timed)
     study.check()
     stages = tuple(_stage(study, name, timed) for name in STAGES)
     seconds = _time_measure(study) if all(stage.seconds is not None for stage in stages) else None
