@@ -17,13 +17,11 @@ def _status(args: cli.Arguments) -> None:
     entry = workdir.study(args.study)
     done = 0
     for run in entry["runs"]:
-        finished = workdir.read_run(run["run"], "DONE")
-        steps = [int(p.name) for p in (workdir.run(run["run"]) / "checkpoints").glob("*") if p.name.isdigit()]
-        measured = set(finished.get("measured", {}).get(entry["protocol"], []))
-        complete = set(run["measured"]) <= measured
+        checkpoints = [examples // run["batch_size"] for examples in run["points"]]
+        complete = workdir.is_done(run["run"], entry["protocol"], checkpoints, run["measured"])
         done += complete
-        reached = run["updates"] if complete else min(max(steps, default=0), run["updates"])
-        wall = f"{finished['wall_seconds']:.1f} s" if complete else ""
+        reached = run["updates"] if complete else min(workdir.reached(run["run"]), run["updates"])
+        wall = f"{workdir.read_run(run['run'], 'DONE')['wall_seconds']:.1f} s" if complete else ""
         print(
             f"{'done' if complete else 'open':5} {reached:>8,} of {run['updates']:<8,} updates  {run['run']}  {wall}".rstrip()
         )

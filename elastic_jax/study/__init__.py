@@ -126,10 +126,9 @@ class Study:
     def status(self) -> list[Status]:
         found = []
         for run in self.runs:
-            folder = self.workdir.run(run.key) / "checkpoints"
-            steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()] if folder.exists() else []
             done = self._executor.is_done(run)
-            found.append(Status(run, done, run.updates if done else min(max(steps, default=0), run.updates)))
+            reached = run.updates if done else min(self.workdir.reached(run.key), run.updates)
+            found.append(Status(run, done, reached))
         return found
 
     def run(self, stage: str | None = None) -> Path | None:

@@ -80,9 +80,7 @@ class Executor:
         self._bases: dict[str, Params] = {}
 
     def is_done(self, run: Run) -> bool:
-        done = self._workdir.read_run(run.key, "DONE")
-        measured = set(done.get("measured", {}).get(self._protocol.digest, []))
-        return run.checkpoints <= set(done.get("checkpoints", [])) and run.measures <= measured
+        return self._workdir.is_done(run.key, self._protocol.digest, run.checkpoints, run.measures)
 
     def execute(self, run: Run, progress: Callable[..., Progress]) -> None:
         """Bring `run` to its end; `progress` makes its display."""

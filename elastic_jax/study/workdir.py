@@ -5,7 +5,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,16 @@ class Workdir:
             return json.loads((self.run(key) / name).read_text())
         except (OSError, json.JSONDecodeError):
             return {}
+
+    def is_done(self, key: str, protocol: str, checkpoints: Collection[int], measures: Collection[int]) -> bool:
+        """Whether a run has these checkpoints, and was measured at these updates under this protocol."""
+        done = self.read_run(key, "DONE")
+        measured = done.get("measured", {}).get(protocol, [])
+        return set(checkpoints) <= set(done.get("checkpoints", [])) and set(measures) <= set(measured)
+
+    def reached(self, key: str) -> int:
+        """Updates of the run's newest checkpoint; 0 where it has none."""
+        return max((int(p.name) for p in (self.run(key) / "checkpoints").glob("*") if p.name.isdigit()), default=0)
 
     def rows(self, key: str) -> Frame:
         """Everything measured in a run so far, under any protocol."""
