@@ -5,7 +5,7 @@ negative ones, three seeds. 24 minutes on 2 CPU cores (commit 8e0c3805c85b). Exp
 256, 1,024 and 4,096 positives, 0.43 to 0.45 after 1,024 negatives; README.md has the intervals.
 
     python -m elastic_jax.run --config=configs/rebound_imdb.py --workdir=runs/imdb \\
-        --config.data.prose=news.jsonl.gz
+        --config.data.prose=news.jsonl.gz --config.data.rows.prose=4000
 
 Reads `imdb_reviews` through tensorflow-datasets; `--config.data.train=FILE --config.data.test=FILE` read local files instead.
 """
@@ -21,7 +21,7 @@ def get_config():
     c.data.test = "tfds:imdb_reviews"
     c.data.seq_len = 128
     c.data.tokenizer.vocab_size = 2048
-    c.data.rows.update(pretrain=6000, prose=4000, align=4096, perturb=1024, scorer=4800, heldout=128, prompts=192)
+    c.data.rows.update(pretrain=6000, align=4096, perturb=1024, scorer=4800, heldout=128, prompts=192)
     c.model.size = "300k"
     c.pretrain.batch_size = 32
     c.pretrain.tokens = 5_000_000

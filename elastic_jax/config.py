@@ -19,10 +19,11 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from elastic_jax import objectives
-from elastic_jax.data import study_text, study_universe
+from elastic_jax.data import packing, study_text, study_universe
 from elastic_jax.data.files import digest_of
 from elastic_jax.errors import UserError, closest
 from elastic_jax.models.config import ModelConfig, model_config
+from elastic_jax.train.accumulate import check_accumulate
 from elastic_jax.train.optim import OptimConfig, optim_config
 
 # A ConfigDict. ml_collections types a field as a union of everything that a field can be, a group included, which no use of a
@@ -47,6 +48,7 @@ def stage(batch_size: int, lr: float, **optim: Any) -> dict[str, Any]:
         objective=dict(name="sft"),
         batch_size=batch_size,
         accumulate=1,
+        reduce="step",  # what devices exchange while they accumulate: `train.step.make_train_step`
         optim=dict(optim_fields, lr=lr, **optim),
     )
 
@@ -58,10 +60,11 @@ def default(data: Config | None = None) -> Config:
             name="study",
             seeds=(0, 1, 2),
             model=dict(
-                {f.name: None for f in dataclasses.fields(ModelConfig) if f.name not in ("vocab_size", "seq_len")},
+                {f.name: None for f in dataclasses.fields(ModelConfig) if f.name not in ("used_vocab", "seq_len")},
                 size="100k",
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            mesh=dict(run=1, data=-1, fsdp=1, tensor=1),
+            population="auto",  # runs trained together as one program: "auto", "off" or how many
             data=data or universe_data(),
             pretrain=dict(stage(64, 3e-3, schedule="cosine", warmup=20, final=0.1), tokens=2_000_000),
             align=dict(stage(16, 3e-4), volumes=(256, 1024, 4096)),
@@ -78,6 +81,8 @@ def default(data: Config | None = None) -> Config:
             ),
             checkpoint_seconds=60.0,
             log=dict(seconds=10.0, tensorboard=True),
+            # An update that takes `factor` times the median, and this long at the least, ends the process (exit code 75).
+            watchdog=dict(factor=20.0, floor_seconds=300.0),  # factor=0 switches it off
         ),
         convert_dict=True,
     )
@@ -223,14 +228,21 @@ def validate(config: Config) -> None:
             optim_config(section.optim.to_dict())
         with _field_of(name):
             objectives.make(section.objective.to_dict())
-        if section.batch_size < 1 or section.accumulate < 1 or section.batch_size % section.accumulate:
-            raise UserError(
-                f"{name}.batch_size={section.batch_size} does not divide into {name}.accumulate={section.accumulate} parts."
-            )
+        if section.batch_size < 1:
+            raise UserError(f"{name}.batch_size={section.batch_size}: expected 1 or more.")
+        check_accumulate(name, section.batch_size, section.accumulate, section.reduce)
     if objectives.make(config.pretrain.objective.to_dict()).rows != "text":
         raise UserError(
             f"pretrain.objective={config.pretrain.objective.name}: pre-training reads plain texts; use sft."
         )
+    made = {name: objectives.make(config[name].objective.to_dict()) for name in ("pretrain", "align", "perturb")}
+    packing.check(config.data.pack, {name: objective.rows for name, objective in made.items()})
+    for name, objective in made.items():
+        if config.data.pack[name] == "best_fit" and not objective.packs:
+            raise UserError(
+                f'data.pack.{name}="best_fit": {objective.name} says something about each row, so a row has to be one example. '
+                f'Use data.pack.{name}="none".'
+            )
     for name in ("align", "perturb"):
         _check_volumes(name, config[name].volumes, config[name].batch_size)
     per_update = config.pretrain.batch_size * config.data.seq_len
@@ -293,7 +305,20 @@ def _check_execution(config: Config) -> None:
         ("measures.keep", measures.keep, 0 <= measures.keep <= measures.samples, "from 0 to measures.samples"),
         ("measures.kl_eps", measures.kl_eps, measures.kl_eps > 0, "above 0, in nats per token"),
         ("checkpoint_seconds", config.checkpoint_seconds, config.checkpoint_seconds > 0, "above 0"),
+        (
+            "population",
+            config.population,
+            _is_population(config.population),
+            "auto, off, or the number of runs: 1 or more",
+        ),
         ("log.seconds", config.log.seconds, config.log.seconds >= 0, "0 or more"),
+        (
+            "watchdog.factor",
+            config.watchdog.factor,
+            config.watchdog.factor == 0 or config.watchdog.factor > 1,
+            "0 (off), or how many times longer than the median an update may take: above 1",
+        ),
+        ("watchdog.floor_seconds", config.watchdog.floor_seconds, config.watchdog.floor_seconds >= 0, "0 or more"),
     ):
         if not fits:
             raise UserError(f"{field}={value}: expected {wanted}.")
@@ -302,6 +327,10 @@ def _check_execution(config: Config) -> None:
             f"measures.top_p={measures.top_p} has no effect with measures.temperature=0, which takes the likeliest token. "
             "Set measures.top_p=1."
         )
+
+
+def _is_population(value: Any) -> bool:
+    return value in ("auto", "off") or (str(value).isdecimal() and int(value) >= 1)
 
 
 def _check_volumes(name: str, volumes: Any, batch_size: int) -> None:

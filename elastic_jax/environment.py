@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from elastic_jax.parallel import flags
+
 PACKAGES = (
     "elastic_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections",
     "numpy", "tokenizers", "scikit-learn",
@@ -53,5 +55,6 @@ def describe() -> dict[str, Any]:
         platform=platform.platform(),
         devices=[device.device_kind for device in jax.devices()],
         processes=jax.process_count(),
+        flags=flags.describe(),
         versions=versions(),
     )

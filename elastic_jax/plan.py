@@ -1,21 +1,46 @@
-"""Show what a study would run, whether it fits, and what it costs; nothing is trained."""
+"""Show what a study would run, whether it fits, and what it costs; nothing is trained.
+
+For the devices here, or with --topology for any others: `v5e:16x16`, `v5p:4x4x4`, `h100:8`, `cpu:8`.
+"""
+
+import json
 
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
+from elastic_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__, "plan", config=True)
     parser.add_argument("--workdir", default="", help="also show which runs are done there")
+    parser.add_argument(
+        "--topology", help="devices to plan for, such as v5e:16x16 or h100:8; by default those of this process"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile for the topology as well (TPU: needs extra `tpu`)"
+    )
+    parser.add_argument("--stage", help="with --topology, plan pretrain, align or perturb alone")
+    parser.add_argument("--hfu", type=float, help="share of the peak that times assume, with --topology")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return cli.guarded(_plan, parser, argv)
 
 
 def _plan(args: cli.Arguments) -> None:
     config = cli.load_config(args)
+    if args.topology:
+        # An unknown name should not wait for jax.
+        from elastic_jax.parallel import topology
+
+        topology.parse(args.topology)
     cli.start_jax(args, config)
     from elastic_jax.study import Study, planning, say
 
-    say(str(planning.plan(Study(config, args.workdir) if args.workdir else config)))
+    subject = Study(config, args.workdir) if args.workdir else config
+    stages = (args.stage,) if args.stage else planning.STAGES
+    found = planning.plan(subject, topology=args.topology or None, compiled=args.compile, hfu=args.hfu, stages=stages)
+    say(json.dumps(found.as_json(), indent=1) if args.json else str(found))
+    if not found.fits:
+        raise UserError(planning.cure(found))
 
 
 if __name__ != "__main__":

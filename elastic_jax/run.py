@@ -10,8 +10,11 @@ STAGES = ("pretrain", "align", "perturb")  # of elastic_jax.study.tree, which im
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__, "run", config=True, workdir=True)
     parser.add_argument("--stage", help="stop after pretrain, align or perturb")
+    parser.add_argument(
+        "--only", metavar="RUN[,RUN]", help="train these runs alone, once their parents are done; no table, no report"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    return cli.guarded(_run, parser, argv)
+    return cli.guarded(_run, parser, argv, interruptible=True)
 
 
 def _run(args: cli.Arguments) -> None:
@@ -19,7 +22,7 @@ def _run(args: cli.Arguments) -> None:
     config = cli.load_config(args)
     if args.stage not in (None, *STAGES):
         raise UserError(f"--stage={args.stage}: expected one of {', '.join(STAGES)}.")
-    cli.start_jax(args, config)
+    programs = cli.start_jax(args, config)
     from elastic_jax import study as study_lib
     from elastic_jax.report import summary
     from elastic_jax.study import planning
@@ -37,7 +40,23 @@ def _run(args: cli.Arguments) -> None:
     )
     for note in study.notes:
         study_lib.say(f"  {note}")
-    path = study.run(args.stage)
+    if args.only is not None:
+        keys = args.only.split(",")
+        study.run(only=keys)
+        cli.note(programs)
+        study_lib.say(
+            f"Done: {', '.join(keys)}. python -m elastic_jax.report --workdir={args.workdir} collects all runs."
+        )
+        return
+    try:
+        path = study.run(args.stage)
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0][:300]
+        needs = "\n".join(planning.out_of_memory(study, stage) for stage in STAGES)
+        raise UserError(f"out of device memory. {first}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
+    cli.note(programs)
     if done == total["runs"]:
         study_lib.say("All runs were done already; nothing was computed.")
     if path is not None:

@@ -45,11 +45,11 @@ study = ej.open_study(config, folder / "w")
 assert isinstance(study, ej.Study)
 assert [stage.stage for stage in ej.plan(study).stages] == ["pretrain", "align", "perturb"]
 page = ej.run(config, folder / "w")
-assert page == folder / "w" / "report" / "index.html" and page.stat().st_size > 10_000
+assert page == folder / "w" / "report" / "index.html" and len(page.read_bytes()) > 10_000
 found = ej.measures(folder / "w" / "measures.parquet")
 assert set(found.studies) == {{"small"}}
 again = ej.report(folder / "w" / "measures.parquet", folder / "again")
-assert Path(again).stat().st_size > 10_000
+assert len(Path(again).read_bytes()) > 10_000
 try:
     ej.load(config, {{"seed": 1}})
 except ej.UserError as error:

@@ -5,6 +5,7 @@ at the sizes and times of the raw files; only when those differ are the files' c
 """
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.data import sources, study_text, study_universe
-from elastic_jax.data.files import beside, digest_of, sha256_of_file, write_text
+from elastic_jax.data import packing, sources, study_text, study_universe
+from elastic_jax.data.files import digest_of, sha256_of_file, write_bytes, write_text
 from elastic_jax.data.parts import Parts
-from elastic_jax.data.prepared import FORMAT, Damaged, Prepared, local_path, open_prepared
+from elastic_jax.data.prepared import FORMAT, Damaged, Prepared, local_path, open_prepared, sweep
 from elastic_jax.data.tokenizers import Tokenizer, load
 from elastic_jax.data.universe import Universe
 from elastic_jax.errors import UserError, closest
@@ -41,7 +42,8 @@ class StudyData:
       prompts: [n, P] int32, for sampling; every row begins with <eos> and none has padding.
       scorer: P(aligned behaviour | text).
       facts: rows of stage "data" for the table of measures.
-      digest: of all of this.
+      digest: of all of the above.
+      packed_batches: the roles whose examples are packed batch by batch when they are read (`data.pack`).
     """
 
     tokenizer: Tokenizer
@@ -52,6 +54,7 @@ class StudyData:
     scorer: Scorer
     facts: list[dict[str, Any]]
     digest: str
+    packed_batches: frozenset[str] = frozenset()
 
 
 def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]) -> StudyData:
@@ -69,16 +72,18 @@ def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives
     folder = local_path(root)
     config = resolve(data_config)
     objectives = _checked_objectives(objectives)
+    packing.check(config["pack"], objectives)
+    sweep(folder)
     # Which rows, merges and weights come out depends on these libraries too.
     libraries = {name: metadata.version(name) for name in ("tokenizers", "scikit-learn", "numpy")}
-    key = digest_of([FORMAT, config, objectives, libraries])
+    key = digest_of([FORMAT, _determining(config), objectives, libraries])
     index = folder / f"study-{key[:12]}.json"
     opened = _open(index, config)
     if opened is not None:
         return opened
     parts = KINDS[config["kind"]].make(config, folder, objectives)
     stamps = sources.stamps(config) if config["kind"] == "text" else []
-    return _store(index, parts, stamps)
+    return _named(parts, _store(index, parts, stamps), config)
 
 
 def resolve(data_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +97,16 @@ def resolve(data_config: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in KINDS:
         raise UserError(f"data.kind={kind!r} is unknown. {closest(str(kind), KINDS)}")
     return _merged(KINDS[kind].DEFAULTS, given, "data")
+
+
+def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the prepared data depends on: whether it is packed when it is read makes no difference to it.
+
+    `pack.pretrain` counts only where it is not the default, so that what was prepared before there was a choice is still found.
+    """
+    kept = {name: value for name, value in config.items() if name != "pack"}
+    pack = config["pack"]["pretrain"]
+    return kept if pack == KINDS[config["kind"]].DEFAULTS["pack"]["pretrain"] else kept | dict(pack=pack)
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -137,12 +152,13 @@ def _digest(parts: Parts) -> str:
     )
 
 
-def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> StudyData:
+def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> str:
+    """Writes the index and returns the digest of all parts."""
     arrays = index.with_suffix(".npz")
-    temporary = beside(arrays).with_suffix(".npz")  # savez appends the suffix otherwise
     named = {f"log_prob/{name}": values for name, values in parts.log_prob.items()}
-    np.savez(temporary, prompts=parts.prompts, **named)  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, prompts=parts.prompts, **named)  # pyright: ignore[reportArgumentType]
+    write_bytes(arrays, buffer.getvalue())
     if isinstance(parts.scorer, PosteriorScorer):
         scorer = dict(kind="posterior", latent=parts.scorer.latent)
     else:
@@ -158,7 +174,7 @@ def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> StudyData
         digest=digest,
     )
     write_text(index, json.dumps(dict(content=content, sha256=digest_of(content), files=stamps), indent=1))
-    return _named(parts, digest)
+    return digest
 
 
 def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
@@ -197,10 +213,11 @@ def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
     except (Damaged, UserError, OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("Prepared data is damaged and will be rebuilt: %s", error)
         return None
-    return _named(parts, content["digest"])
+    return _named(parts, content["digest"], config)
 
 
-def _named(parts: Parts, digest: str) -> StudyData:
+def _named(parts: Parts, digest: str, config: Mapping[str, Any]) -> StudyData:
+    packed = frozenset(name for name in ("align", "perturb") if config["pack"][name] != "none")
     return StudyData(
         tokenizer=parts.tokenizer,
         train=parts.train,
@@ -208,6 +225,7 @@ def _named(parts: Parts, digest: str) -> StudyData:
         log_prob=parts.log_prob,
         prompts=parts.prompts,
         scorer=parts.scorer,
+        packed_batches=packed,
         facts=parts.facts,
         digest=digest,
     )

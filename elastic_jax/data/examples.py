@@ -1,18 +1,20 @@
 """Which tokens does a row of text become, and which of them does the loss count?"""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
+from elastic_jax.data import packing
 from elastic_jax.data.templates import PLAIN, Template
-from elastic_jax.data.tokenizers import Tokenizer
+from elastic_jax.data.tokenizers import Tokenizer, portions
 from elastic_jax.errors import UserError
 
 Kind = Literal["text", "pair"]
-Pack = Literal["none", "concat"]
+Pack = Literal["none", "concat", "best_fit"]
 COUNTS = (
     "rows",
     "tokens",
@@ -22,6 +24,7 @@ COUNTS = (
     "dropped_rows",
     "dropped_tokens",
 )
+_ROWS_AT_ONCE = 4096  # indices of tokens are many times as large as the tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,12 @@ class TokenRows:
       seq_len: T.
       arrays: kind "text": `tokens` [n, T+1] int32 and `mask` [n, T] uint8, where `mask[:, t]` says whether
         the loss counts the target `tokens[:, t+1]`. Kind "pair": the same two for `chosen_` and `rejected_`.
-      ids: pack "none": the id of every row. Pack "concat": the ids of the documents, in their order.
+        Pack "best_fit": also `segments` and `positions` [n, T] int32, see `elastic_jax.data.packing.fill`.
+      ids: pack "none": the id of every row. Otherwise the ids of the documents, in their order.
       counts: how many `rows`, `tokens`, `loss_tokens`, `truncated_rows`, `truncated_tokens`, `dropped_rows`
         and `dropped_tokens`. Every token of the input, the `<eos>` around the texts included, is counted
-        in exactly one of `tokens`, `truncated_tokens` and `dropped_tokens`.
+        in exactly one of `tokens`, `truncated_tokens` and `dropped_tokens`. Pack "best_fit": also how many
+        `documents` are in the rows, and how many of them are `split_documents`.
     """
 
     kind: Kind
@@ -62,6 +67,9 @@ def tokenize(
     leaves no place for an answer, or whose answer is empty, is dropped. Pack "concat" joins all documents,
     an `<eos>` between them, and cuts the stream into rows that overlap by one token, so that every token
     but the very first is a target exactly once; only the tokens of the last, incomplete row are dropped.
+    Pack "best_fit" puts whole documents into rows, which do not see each other there; a document longer than
+    a row is split into pieces, of which each but the first begins with an `<eos>` of its own, and every token
+    is the target of exactly one piece. A document without text is dropped.
 
     Args:
       rows: `{"id", "prompt", "answer"}`, for kind "pair" `{"id", "prompt", "chosen", "rejected"}`.
@@ -69,7 +77,7 @@ def tokenize(
       seq_len: T, at least 2.
       template: how prompt and answer are joined.
       kind: "text" or "pair".
-      pack: "none" or "concat" (kind "text" only).
+      pack: "none", "concat" or "best_fit" (the last two for kind "text" only).
       name: what an error calls these rows.
 
     Raises:
@@ -79,12 +87,16 @@ def tokenize(
         raise UserError(f"data.seq_len={seq_len} is too short: a row needs 2 tokens or more. Raise it.")
     if kind == "pair":
         if pack != "none":
-            raise UserError("Pairs cannot be packed: use pack='none' for kind 'pair'.")
+            raise UserError(
+                f"{name}: pairs cannot be packed, since both answers of a pair are rows of one batch. Use pack='none' for "
+                "kind 'pair'."
+            )
         tokens = _pairs(rows, tokenizer, template, seq_len)
     else:
-        heads, bodies = _encode(rows, "answer", tokenizer, template)
-        make = _concat if pack == "concat" else _one_each
-        tokens = make([str(row["id"]) for row in rows], heads, bodies, tokenizer, seq_len)
+        make = dict(none=_one_each, concat=_concat, best_fit=_best_fit)[pack]
+        tokens = make(
+            [str(row["id"]) for row in rows], _documents(rows, "answer", tokenizer, template), tokenizer, seq_len
+        )
     if not tokens.counts["rows"]:
         raise UserError(_nothing_left(name, len(rows), tokens.counts, seq_len, pack))
     return tokens
@@ -96,6 +108,8 @@ def _nothing_left(name: str, rows: int, counts: Mapping[str, int], seq_len: int,
             f"{name}: {rows} documents with {counts['dropped_tokens']} tokens do not fill one row of "
             f"data.seq_len={seq_len}. Give more rows, or lower data.seq_len."
         )
+    if pack == "best_fit":
+        return f"{name}: none of {rows} documents is left, since all are empty. Give rows with text."
     return (
         f"{name}: none of {rows} rows is left. {counts['dropped_rows']} were dropped because their "
         "prompt fills "
@@ -103,54 +117,66 @@ def _nothing_left(name: str, rows: int, counts: Mapping[str, int], seq_len: int,
     )
 
 
-def _encode(
-    rows: Sequence[Mapping[str, Any]], answer: str, tokenizer: Tokenizer, template: Template
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Tokens before the answer and of the answer; encoded apart, so that the border is a token border."""
-    parts = [template.split(row.get("prompt", ""), row[answer]) for row in rows]
-    heads = [head for head, _ in parts]
-    if any(heads):
-        # Prompts repeat (openings of the universe, several answers to one question): encode each once.
-        distinct = list(dict.fromkeys(heads))
-        known = dict(zip(distinct, tokenizer.encode(distinct), strict=True))
-        encoded_heads = [known[head] for head in heads]
-    else:
-        encoded_heads = [[]] * len(rows)
-    return encoded_heads, tokenizer.encode([body for _, body in parts])
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """Documents one after the other, each `<eos> prompt answer <eos>`."""
+
+    tokens: np.ndarray  # int32, of all documents
+    lengths: np.ndarray  # [n] int64
+    firsts: np.ndarray  # [n] int64: where in the document its answer begins
+
+    @property
+    def begins(self) -> np.ndarray:
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Whether there is an answer: a document without one has only its last <eos> after the prompt."""
+        return self.lengths - self.firsts > 1
+
+    def counted(self) -> np.ndarray:
+        """Of every token whether the loss counts it as a target: those of answers and what ends them. uint8."""
+        runs = np.stack([self.firsts, self.lengths - self.firsts], axis=1).ravel()
+        return np.repeat(np.tile(np.array([0, 1], np.uint8), len(self.lengths)), runs)
 
 
-def _fill(sequences: Sequence[Sequence[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rectangular array [n, width] of the first `width` tokens of every sequence, and the lengths kept."""
-    lengths = np.fromiter((len(sequence) for sequence in sequences), np.int64, len(sequences))
-    flat = np.fromiter(chain.from_iterable(sequences), np.int32, int(lengths.sum()))
-    kept = np.minimum(lengths, width)
-    columns = np.arange(width)
-    filled = columns[None, :] < kept[:, None]
-    tokens = np.full((len(sequences), width), pad, np.int32)
-    begins = np.cumsum(lengths) - lengths
-    tokens[filled] = flat[(begins[:, None] + columns[None, :])[filled]]
-    return tokens, kept
-
-
-def _sides(
-    heads: list[list[int]], bodies: list[list[int]], tokenizer: Tokenizer, seq_len: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [n, T+1], mask [n, T], whole lengths [n] and whether an answer is left [n]."""
+def _documents(rows: Sequence[Mapping[str, Any]], answer: str, tokenizer: Tokenizer, template: Template) -> _Documents:
+    """Prompt and answer are encoded apart, so that the border between them is a border of tokens."""
     eos = [tokenizer.eos_id]
-    sequences = [eos + head + body + eos for head, body in zip(heads, bodies, strict=True)]
-    tokens, kept = _fill(sequences, seq_len + 1, tokenizer.pad_id)
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    first = np.array([len(head) + 1 for head in heads], np.int64)  # position of the answer's first token
-    positions = np.arange(1, seq_len + 1)[None, :]
-    mask = ((positions >= first[:, None]) & (positions < kept[:, None])).astype(np.uint8)
-    usable = (first <= seq_len) & np.array([len(body) > 0 for body in bodies], bool)
-    return tokens, mask, lengths, usable
+    # Prompts repeat (openings of the universe, several answers to one question): encode each once.
+    known: dict[str, array] = {"": array("i")}
+    streams, lengths, firsts = [np.empty(0, np.int32)], [], []
+    for portion in portions([row[answer] for row in rows]):
+        parts = [template.split(row.get("prompt", ""), row[answer]) for row in rows[portion]]
+        new = [head for head in dict.fromkeys(head for head, _ in parts) if head not in known]
+        if new:
+            known.update(zip(new, (array("i", ids) for ids in tokenizer.encode(new)), strict=True))
+        heads = [known[head] for head, _ in parts]
+        bodies = tokenizer.encode([body for _, body in parts])
+        pieces = (chain(eos, head, body, eos) for head, body in zip(heads, bodies, strict=True))
+        streams.append(np.fromiter(chain.from_iterable(pieces), np.int32))
+        firsts.extend(len(head) + 1 for head in heads)
+        lengths.extend(len(head) + len(body) + 2 for head, body in zip(heads, bodies, strict=True))
+    return _Documents(np.concatenate(streams), np.array(lengths, np.int64), np.array(firsts, np.int64))
 
 
-def _counts(
-    masks: Iterable[np.ndarray], lengths: Iterable[np.ndarray], usable: np.ndarray, width: int
-) -> dict[str, int]:
-    lengths = np.stack(list(lengths))  # [sides, n]
+def _sides(documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [n, T+1], mask [n, T] and whether an answer is left [n]."""
+    count, width = len(documents.lengths), seq_len + 1
+    tokens = np.full((count, width), tokenizer.pad_id, np.int32)
+    mask = np.zeros((count, seq_len), np.uint8)
+    columns, begins = np.arange(width), documents.begins
+    for begin in range(0, count, _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        kept = np.minimum(documents.lengths[part], width)[:, None]
+        filled = columns[None, :] < kept
+        tokens[part][filled] = documents.tokens[(begins[part][:, None] + columns[None, :])[filled]]
+        mask[part] = ((columns[None, 1:] >= documents.firsts[part][:, None]) & filled[:, 1:]).astype(np.uint8)
+    return tokens, mask, (documents.firsts <= seq_len) & documents.answered
+
+
+def _counts(masks: Sequence[np.ndarray], sides: Sequence[_Documents], usable: np.ndarray, width: int) -> dict[str, int]:
+    lengths = np.stack([side.lengths for side in sides])  # [sides, n]
     excess = np.maximum(lengths - width, 0)[:, usable]
     return dict(
         rows=int(usable.sum()),
@@ -163,52 +189,97 @@ def _counts(
     )
 
 
-def _one_each(
-    ids: list[str], heads: list[list[int]], bodies: list[list[int]], tokenizer: Tokenizer, seq_len: int
-) -> TokenRows:
-    tokens, mask, lengths, usable = _sides(heads, bodies, tokenizer, seq_len)
-    return TokenRows(
-        "text",
-        seq_len,
-        dict(tokens=tokens[usable], mask=mask[usable]),
-        tuple(name for name, keep in zip(ids, usable, strict=True) if keep),
-        _counts([mask], [lengths], usable, seq_len + 1),
-    )
+def _chosen(ids: Sequence[str], usable: np.ndarray) -> tuple[str, ...]:
+    return tuple(name for name, keep in zip(ids, usable, strict=True) if keep)
+
+
+def _one_each(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+    tokens, mask, usable = _sides(documents, tokenizer, seq_len)
+    counts = _counts([mask], [documents], usable, seq_len + 1)
+    if not usable.all():
+        tokens, mask = tokens[usable], mask[usable]
+    return TokenRows("text", seq_len, dict(tokens=tokens, mask=mask), _chosen(ids, usable), counts)
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template, seq_len: int) -> TokenRows:
-    sides = {
-        side: _sides(*_encode(rows, side, tokenizer, template), tokenizer, seq_len) for side in ("chosen", "rejected")
-    }
-    usable = sides["chosen"][3] & sides["rejected"][3]  # a pair with one side is no pair
+    documents = {side: _documents(rows, side, tokenizer, template) for side in ("chosen", "rejected")}
+    sides = {side: _sides(those, tokenizer, seq_len) for side, those in documents.items()}
+    usable = sides["chosen"][2] & sides["rejected"][2]  # a pair with one side is no pair
     arrays = {}
-    for side, (tokens, mask, _, _) in sides.items():
+    for side, (tokens, mask, _) in sides.items():
         arrays[f"{side}_tokens"], arrays[f"{side}_mask"] = tokens[usable], mask[usable]
     return TokenRows(
         "pair",
         seq_len,
         arrays,
-        tuple(str(row["id"]) for row, keep in zip(rows, usable, strict=True) if keep),
-        _counts([side[1] for side in sides.values()], [side[2] for side in sides.values()], usable, seq_len + 1),
+        _chosen([str(row["id"]) for row in rows], usable),
+        _counts([side[1] for side in sides.values()], list(documents.values()), usable, seq_len + 1),
     )
 
 
-def _concat(
-    ids: list[str], heads: list[list[int]], bodies: list[list[int]], tokenizer: Tokenizer, seq_len: int
-) -> TokenRows:
-    eos = [tokenizer.eos_id]
-    pieces = chain(eos, chain.from_iterable(chain(h, b, eos) for h, b in zip(heads, bodies, strict=True)))
-    stream = np.fromiter(pieces, np.int32)
-    head_lengths = np.array([len(head) for head in heads], np.int64)
-    body_lengths = np.array([len(body) + 1 for body in bodies], np.int64)
-    runs = np.stack([head_lengths, body_lengths], axis=1).ravel()
-    counted = np.repeat(np.tile(np.array([0, 1], np.uint8), len(ids)), runs)  # of the targets stream[1:]
+def _concat(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+    del tokenizer
+    joined = np.ones(len(documents.tokens), bool)
+    joined[documents.begins[1:]] = False  # the <eos> before a document is the one that ends the document before it
+    stream, counted = documents.tokens[joined], documents.counted()[joined][1:]
     rows = (len(stream) - 1) // seq_len
     used = rows * seq_len
-    windows = np.arange(rows)[:, None] * seq_len + np.arange(seq_len + 1)[None, :]
+    tokens = np.empty((rows, seq_len + 1), np.int32)
+    tokens[:, :-1] = stream[:used].reshape(rows, seq_len)
+    tokens[:, -1] = stream[seq_len : used + 1 : seq_len]
     mask = counted[:used].reshape(rows, seq_len)
     kept = used + 1 if rows else 0
     counts = dict.fromkeys(COUNTS, 0) | dict(
         rows=rows, tokens=kept, loss_tokens=int(mask.sum(dtype=np.int64)), dropped_tokens=len(stream) - kept
     )
-    return TokenRows("text", seq_len, dict(tokens=stream[windows], mask=mask), tuple(ids), counts)
+    return TokenRows("text", seq_len, dict(tokens=tokens, mask=mask), tuple(ids), counts)
+
+
+def _best_fit(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+    usable = documents.answered
+    lengths = documents.lengths[usable]
+    kept = slice(None) if usable.all() else np.repeat(usable, documents.lengths)
+    tokens, counted, sizes = _split(
+        documents.tokens[kept], documents.counted()[kept], lengths - 1, seq_len, tokenizer.eos_id
+    )
+    begins = np.cumsum(sizes + 1) - (sizes + 1)
+    rows = packing.best_fit(sizes, seq_len)
+    count = int(rows.max()) + 1 if len(rows) else 0
+    arrays = packing.fill(
+        tokens, begins, counted, begins + 1, sizes, rows, count=count, seq_len=seq_len, pad_id=tokenizer.pad_id
+    )
+    counts = dict.fromkeys(COUNTS, 0) | dict(
+        rows=count,
+        tokens=int(lengths.sum()),
+        loss_tokens=int(arrays["mask"].sum(dtype=np.int64)),
+        dropped_rows=int((~usable).sum()),
+        dropped_tokens=int(documents.lengths[~usable].sum()),
+        documents=len(lengths),
+        split_documents=int((lengths - 1 > seq_len).sum()),
+    )
+    return TokenRows("text", seq_len, arrays, _chosen(ids, usable), counts)
+
+
+def _split(
+    tokens: np.ndarray, counted: np.ndarray, sizes: np.ndarray, seq_len: int, eos_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Documents cut into pieces of at most T inputs: their tokens and counted targets one after the other, and their sizes.
+
+    The first piece of a long document ends with target number T. Each of the others begins with an <eos> and the last target of the
+    piece before it, which is not counted again, and so has T-1 targets of its own.
+    """
+    more = -(-np.maximum(sizes - seq_len, 0) // (seq_len - 1))  # pieces after the first
+    if not more.any():
+        return tokens, counted, sizes
+    document = np.repeat(np.arange(len(sizes)), more)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(more) - more, more)  # of the cut in its document
+    begins = np.cumsum(sizes + 1) - (sizes + 1)
+    last = begins[document] + seq_len + number * (seq_len - 1)  # of the piece before the cut
+    repeated = np.stack([np.full(len(last), eos_id), tokens[last]], axis=1).ravel()
+    places = np.repeat(last + 1, 2)
+    left = sizes[document] - seq_len - number * (seq_len - 1)
+    first_piece = np.cumsum(more + 1) - (more + 1)
+    pieces = np.empty(len(sizes) + len(document), np.int64)
+    pieces[first_piece] = np.minimum(sizes, seq_len)
+    pieces[first_piece[document] + 1 + number] = np.minimum(left, seq_len - 1) + 1
+    return np.insert(tokens, places, repeated), np.insert(counted, places, 0), pieces

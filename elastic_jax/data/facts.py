@@ -36,12 +36,23 @@ def fact(
 
 
 def counts_of(sets: Mapping[str, Prepared], suffix: str = "") -> list[Fact]:
-    """Rows, tokens, truncated and dropped ones of every set; `suffix` tells held-out sets apart."""
-    return [
-        fact(measure, prepared.counts[measure], "count", name + suffix)
-        for name, prepared in sets.items()
-        for measure in COUNTS
-    ]
+    """Rows, tokens, truncated and dropped ones of every set, and how well they fill the rows.
+
+    `suffix` tells held-out sets apart. Sets whose rows hold several documents also say how many.
+    """
+    found = []
+    for name, prepared in sets.items():
+        counts, split = prepared.counts, name + suffix
+        found += [fact(measure, counts[measure], "count", split) for measure in COUNTS]
+        found += [fact(m, counts[m], "count", split) for m in ("documents", "split_documents") if m in counts]
+        sides = 2 if prepared.kind == "pair" else 1
+        found.append(efficiency(split, counts["loss_tokens"], prepared.rows * prepared.seq_len * sides))
+    return found
+
+
+def efficiency(split: str, targets: float, positions: int) -> Fact:
+    """Which share of what the model computes is a target that the loss counts."""
+    return fact("token_efficiency", targets / positions, "fraction", split)
 
 
 def overlaps(roles: Mapping[str, Iterable[Any]]) -> list[Fact]:

@@ -1,11 +1,75 @@
-"""How does a file appear all at once, and how do we know that it is still the same?"""
+"""How does a file appear all at once, on a disk or in a bucket, and how do we know that it is still the same?
+
+Paths are local, or `gs://bucket/...`. A bucket has objects and nothing else: an object is put as a whole or not at all and seen
+by whoever lists next, but it cannot be appended to or renamed, and a folder is there when something is in it.
+"""
 
 import hashlib
 import json
 import os
+import re
+import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from etils import epath
+
+from elastic_jax.errors import UserError
+
+CACHE_VARIABLE = "ELASTIC_DATA_CACHE"
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}$")
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` lies in an object store."""
+    return "://" in os.fspath(path)
+
+
+def to_path(path: str | os.PathLike) -> epath.Path:
+    """`path` with `~` expanded, or the place in a bucket that it names.
+
+    Raises:
+      UserError: a store that is not supported, no bucket in the path, or the package for it is not installed.
+    """
+    text = os.fspath(path)
+    if not is_remote(text):
+        return epath.Path(text).expanduser()
+    scheme, _, rest = text.partition("://")
+    if scheme != "gs":
+        raise UserError(
+            f"{text}: {scheme}:// is not supported; folders and gs:// are. Mount that bucket as a folder and give the folder."
+        )
+    if not rest.strip("/"):
+        raise UserError(f"{text}: expected gs://BUCKET/FOLDER.")
+    _connect(text)
+    return epath.Path(text)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """`path` from the root; what lies in a bucket is so already."""
+    return path if is_remote(path) else path.absolute()
+
+
+def _connect(text: str) -> None:
+    import fsspec
+    from fsspec import config
+
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError as error:
+        raise UserError(f"{text}: reading and writing gs:// needs gcsfs: pip install 'elastic_jax[gcs]'.") from error
+    # Others write there too (tensorstore, other hosts): a remembered listing would be wrong.
+    config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps prepared data of workdirs that lie in a bucket: `ELASTIC_DATA_CACHE`, or the user's cache."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "elastic_jax" / "data"
 
 
 def beside(path: Path) -> Path:
@@ -13,8 +77,30 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:12]}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that `beside` gave."""
+    return _TEMPORARY.search(name) is not None
+
+
+def sweep(folders: Iterable[epath.Path], older: float = 0.0) -> None:
+    """Removes what killed processes left under temporary names in local folders.
+
+    Args:
+      folders: where the caller knows that no process is writing, or
+      older: seconds after which none can be.
+    """
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if is_temporary(path.name) and time.time() - path.stat().mtime >= older:
+                path.rmtree(missing_ok=True)
+
+
+def write_bytes(path: Path | epath.Path, content: bytes) -> None:
     """Writes a file so that a reader sees the old one or the whole new one."""
+    if is_remote(path):
+        epath.Path(path).write_bytes(content)
+        return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     with open(temporary, "wb") as file:
@@ -24,13 +110,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | epath.Path, text: str) -> None:
     """`write_bytes` for text in UTF-8."""
     write_bytes(path, text.encode())
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a local file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

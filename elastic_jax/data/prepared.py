@@ -4,6 +4,7 @@ Layout: `<root>/<name>-<key>/{data.array_record, ids.json, manifest.json}`. A re
 is one row: its fields' bytes one after the other, in the order and with the shapes of the manifest.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -20,7 +22,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from elastic_jax.data.examples import Kind, TokenRows
-from elastic_jax.data.files import beside, digest_of, sha256_of_file, write_text
+from elastic_jax.data.files import beside, digest_of, is_temporary, sha256_of_file, write_text
 from elastic_jax.errors import UserError
 
 FORMAT = 1
@@ -29,6 +31,8 @@ _DATA, _IDS, _MANIFEST = "data.array_record", "ids.json", "manifest.json"
 IN_MEMORY_BYTES = 256 << 20
 # Records are compressed in groups, and reading one record unpacks its whole group.
 _GROUP_BYTES = 16 << 10
+_ROWS_AT_ONCE = 4096
+_ABANDONED_SECONDS = 24 * 3600.0
 _log = logging.getLogger(__name__)
 _checked: dict[tuple, str] = {}
 
@@ -78,6 +82,20 @@ class Prepared:
     def ids(self) -> tuple[str, ...]:
         """Ids of the rows, or of the documents when rows are cut from joined documents."""
         return tuple(json.loads((self.folder / _IDS).read_text("utf-8")))
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several documents that do not see each other."""
+        return any(field["name"] == "segments" for field in self.manifest["fields"])
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Inputs that each row's document takes, [rows] int64: all before the last target that the loss counts."""
+        sizes = np.empty(self.rows, np.int64)
+        for begin in range(0, self.rows, _ROWS_AT_ONCE):
+            part = self._source.take(slice(begin, min(begin + _ROWS_AT_ONCE, self.rows)))["mask"]
+            sizes[begin : begin + len(part)] = self.seq_len - np.argmax(part[:, ::-1] != 0, axis=1)
+        return sizes
 
     def source(self) -> "RowSource":
         """A random-access source of rows for grain."""
@@ -231,6 +249,22 @@ def prepare(root: Path, name: str, key: str, make: Callable[[], TokenRows], *, t
     return write(folder, make(), tokenizer_digest=tokenizer_digest)
 
 
+def sweep(root: Path) -> None:
+    """Removes what processes that were killed left half written in `root`: names that `files.beside` makes, unchanged for a day."""
+    if not root.is_dir():
+        return
+    for path in (*root.glob("*.tmp-*"), *root.glob("*/*.tmp-*")):
+        with contextlib.suppress(OSError):  # another process removed or finished it
+            newest = max(part.stat().st_mtime for part in (path, *path.rglob("*")))
+            if not is_temporary(path.name) or time.time() - newest < _ABANDONED_SECONDS:
+                continue
+            _log.info("Removing what an interrupted process left: %s", path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def local_path(path: str | os.PathLike) -> Path:
     """`path` as a local path.
 
@@ -249,8 +283,8 @@ def _write_records(path: Path, arrays: Mapping[str, np.ndarray], count: int) -> 
     dtype = np.dtype([(name, array.dtype, array.shape[1:]) for name, array in arrays.items()])
     group = int(np.clip(_GROUP_BYTES // max(dtype.itemsize, 1), 1, 256))
     writer = array_record_module.ArrayRecordWriter(str(path), f"group_size:{group}")
-    for begin in range(0, count, 4096):
-        part = np.empty(min(4096, count - begin), dtype)
+    for begin in range(0, count, _ROWS_AT_ONCE):
+        part = np.empty(min(_ROWS_AT_ONCE, count - begin), dtype)
         for name, array in arrays.items():
             part[name] = array[begin : begin + len(part)]
         whole, size = part.tobytes(), dtype.itemsize

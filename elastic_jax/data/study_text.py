@@ -6,6 +6,8 @@ Every text serves one role: pre-training, alignment, perturbation, scorer, or on
 
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,6 +48,7 @@ DEFAULTS: dict[str, Any] = dict(
     # prose=-1: all documents that are not held out.
     rows=dict(pretrain=8000, prose=-1, align=3000, perturb=2000, scorer=4000, heldout=256, prompts=256),
     prompt_tokens=4,
+    pack=dict(pretrain="concat", align="none", perturb="none"),
 )
 _TEST_SHARE = 0.2
 _WEAK = 0.7  # accuracy below which a scorer deserves a warning
@@ -70,7 +73,7 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
     whole = functools.partial(_whole, template=template)
     tokenizer, folder = _tokenizer(whole(cast.pretrain), config, root)
     prepared = functools.partial(_prepared, config=config, root=root, tokenizer=tokenizer)
-    train = dict(pretrain=prepared("pretrain", whole(cast.pretrain), PLAIN, pack="concat"))
+    train = dict(pretrain=prepared("pretrain", whole(cast.pretrain), PLAIN, pack=config["pack"]["pretrain"]))
     for name in ("align", "perturb"):
         train[name] = prepared(
             name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name]
@@ -143,6 +146,11 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
     for name, count in config["rows"].items():
         if count < (-1 if name == "prose" else 0 if name == "pretrain" and config["prose"] else 2):
             raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
+    if config["rows"]["prose"] > 0 and not config["prose"]:
+        raise UserError(
+            f"data.rows.prose={config['rows']['prose']}, but data.prose is empty, so no document of prose is read. Give "
+            "data.prose, or data.rows.prose=-1."
+        )
     if not 0 <= config["prompt_tokens"] < config["seq_len"]:
         raise UserError(
             f"data.prompt_tokens={config['prompt_tokens']} must be from 0 to below data.seq_len={config['seq_len']}."
@@ -396,7 +404,7 @@ def _prepared(
     kind: Any = "text",
     pack: examples.Pack = "none",
 ) -> Prepared:
-    key = digest_of([FORMAT, rows, template.text, tokenizer.digest, config["seq_len"], kind, pack])
+    key = _digest_of([FORMAT, rows, template.text, tokenizer.digest, config["seq_len"], kind, pack])
     return prepare(
         root,
         name,
@@ -414,11 +422,27 @@ def _prepared(
     )
 
 
+def _digest_of(values: list[Any]) -> str:
+    """`digest_of`, without a second copy of all texts: lists are written item by item."""
+    digest = hashlib.sha256()
+    for number, value in enumerate(values):
+        digest.update(b", " if number else b"[")
+        if isinstance(value, list) and value:
+            for place, item in enumerate(value):
+                digest.update(b", " if place else b"[")
+                digest.update(json.dumps(item, sort_keys=True).encode())
+            digest.update(b"]")
+        else:
+            digest.update(json.dumps(value, sort_keys=True).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
 def _tokenizer(rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path) -> tuple[BpeTokenizer, Path]:
     """Trained on rows of pre-training alone; the one that is saved, when it was trained on the same rows."""
     settings = config["tokenizer"]
     texts = [row["answer"] for row in rows[: settings["rows"] or None]]
-    key = digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
+    key = _digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
     folder = root / f"tokenizer-{key[:12]}"
     if folder.exists():
         try:

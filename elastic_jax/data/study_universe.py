@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = dict(
     perturb=dict(rows=4096),
     heldout=dict(rows=512),
     prompts=dict(rows=256),
+    pack=dict(pretrain="none", align="none", perturb="none"),
 )
 # task -> (aligned distribution, perturbing distribution, latent whose posterior is the score)
 TASKS = {
@@ -162,10 +163,19 @@ class _Maker:
                 kind="pair",
             ), seen
         texts = self._texts(name, rows, "train")
-        prepared = self._prepared(name, [name, rows, "text"], lambda: self._as_rows(name, texts))
+        pack = self.config["pack"]["pretrain"] if name == "pretrain" else "none"
+        key = [name, rows, "text", *([] if pack == "none" else [pack])]
+        prepared = self._prepared(name, key, lambda: self._as_rows(name, texts), pack=pack)
         return prepared, {text.text for text in texts}
 
-    def _prepared(self, name: str, key: Sequence[Any], rows: Any, kind: examples.Kind = "text") -> Prepared:
+    def _prepared(
+        self,
+        name: str,
+        key: Sequence[Any],
+        rows: Any,
+        kind: examples.Kind = "text",
+        pack: examples.Pack = "none",
+    ) -> Prepared:
         whole_key = [
             FORMAT,
             self.universe.digest,
@@ -182,6 +192,7 @@ class _Maker:
                 seq_len=self.config["seq_len"],
                 template=_TEMPLATE,
                 kind=kind,
+                pack=pack,
                 name=f"data.{name}",
             )
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +16,8 @@ from elastic_jax.errors import UserError, closest
 PAD, EOS = "<pad>", "<eos>"
 SPECIALS = (PAD, EOS)
 _BPE_FILE, _WORD_FILE = "tokenizer.json", "words.json"
-# Encoding returns Python objects several times the size of the text: this many texts are alive at once.
-_TEXTS_AT_ONCE = 4096
+# Encoding makes objects many times the size of the text, so that many characters are encoded at once.
+_CHARACTERS_AT_ONCE = 1 << 20
 
 
 @runtime_checkable
@@ -41,6 +41,18 @@ class Tokenizer(Protocol):
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what `load` reads."""
         ...
+
+
+def portions(texts: Sequence[str]) -> Iterator[slice]:
+    """Consecutive texts, as many as are encoded at once."""
+    begin = characters = 0
+    for number, text in enumerate(texts):
+        characters += len(text)
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield slice(begin, number + 1)
+            begin, characters = number + 1, 0
+    if begin < len(texts):
+        yield slice(begin, len(texts))
 
 
 class BpeTokenizer:
@@ -69,9 +81,9 @@ class BpeTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token numbers of every text, without special tokens."""
         ids: list[list[int]] = []
-        for begin in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = list(texts[begin : begin + _TEXTS_AT_ONCE])
-            ids.extend(encoding.ids for encoding in self._hf.encode_batch_fast(part, add_special_tokens=False))
+        for part in portions(texts):
+            encodings = self._hf.encode_batch_fast(list(texts[part]), add_special_tokens=False)
+            ids.extend(encoding.ids for encoding in encodings)
         return ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -1,9 +1,13 @@
-"""Which transformer is it? Architecture switches, named sizes, and the numbers that follow from them."""
+"""Which transformer is it? Architecture switches, and the config section that sets them."""
 
 import dataclasses
 from typing import Any, Literal
 
 from elastic_jax.errors import UserError, closest
+from elastic_jax.models import flops
+from elastic_jax.models.sizes import NAMED, SIZES
+
+__all__ = ["SIZES", "ModelConfig", "model_config"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +47,27 @@ class ModelConfig:
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and of the matmuls
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    used_vocab: int = (
+        0  # tokens that exist, where the tables are larger; logits beyond are masked; 0: all of vocab_size
+    )
     layout: Literal["unroll", "scan"] = "unroll"
-    remat: Literal["none", "dots", "full"] = "none"
+    # What the backward pass computes again: the table in `models.remat`.
+    remat: Literal["none", "save_qkv_attn_mlp_in", "dots", "save_dot_with_context_except_mlp", "offload", "full"] = (
+        "none"
+    )
+    # Which implementation attends over whole rows (`models.attention.dispatch`); caches are always read by the reference.
+    attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
+    loss_chunk: int = 0  # tokens of a device whose logits exist at a time; 0: `models.cross_entropy.Head.chunk` chooses
 
     def __post_init__(self):
         for name in ("vocab_size", "seq_len", "layers", "embed", "heads", "kv_heads", "head_dim", "mlp"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < (0 if name == "layers" else 1):
                 raise UserError(f"model.{name}={value!r}: expected a positive whole number.")
+        if not isinstance(self.loss_chunk, int) or isinstance(self.loss_chunk, bool) or self.loss_chunk < 0:
+            raise UserError(
+                f"model.loss_chunk={self.loss_chunk!r}: expected a positive number of tokens, or 0 to have it chosen."
+            )
         for name in ("norm_eps", "rope_theta", "window", "attention_softcap", "logit_softcap", "init_std"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"model.{name}={getattr(self, name)!r}: expected zero or a positive number.")
@@ -83,62 +100,52 @@ class ModelConfig:
         return int(self.head_dim * self.rotary_fraction)
 
     @property
+    def padded_vocab(self) -> bool:
+        """Whether the tables have rows that no token uses."""
+        return 0 < self.used_vocab < self.vocab_size
+
+    @property
     def matmul_params(self) -> int:
-        """Weights that take part in matrix products, head included, embedding look-up excluded."""
-        attention = self.embed * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        mlp = self.embed * self.mlp * (3 if self.gated else 2)
-        return self.layers * (attention + mlp) + self.embed * self.vocab_size
+        """See `flops.matmul_params`."""
+        return flops.matmul_params(self)
 
-    def flops_per_token(self, length: int) -> float:
-        """Training FLOPs (forward and backward) per token of a row of `length`, causal attention counted once.
-
-        6 N_matmul + 12 L K H h, where K is the mean number of keys that a token attends to, T/2 without a window: the causal
-        convention, in which no MFU is flattered by masked products.
-        """
-        window = min(length, self.window or length)
-        keys = window - window**2 / (2 * length)
-        return 6.0 * self.matmul_params + 12 * self.layers * keys * self.heads * self.head_dim
+    def flops_per_token(self, length: int, *, causal: bool = True) -> float:
+        """Training FLOPs per token of a row of `length`: `flops.training_flops`. The causal convention is the default: it
+        flatters no MFU by masked products."""
+        return flops.training_flops(self, length, causal=causal)
 
 
 def _divisor(of: int, near: int) -> int:
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - near))
 
 
-def _llama(layers: int, embed: int, heads: int, mlp: int, kv_heads: int | None = None) -> dict[str, Any]:
-    return dict(layers=layers, embed=embed, heads=heads, kv_heads=kv_heads or heads, head_dim=embed // heads, mlp=mlp)
-
-
-# Shapes only; the vocabulary and the length come from the data. The name is roughly the count of non-embedding weights.
-SIZES: dict[str, dict[str, Any]] = {
-    "50k": _llama(2, 48, 4, 128),
-    "100k": _llama(2, 64, 4, 176),
-    "300k": _llama(3, 96, 4, 256),
-    "1m": _llama(4, 144, 4, 384),
-    "3m": _llama(6, 192, 6, 512),
-    "10m": _llama(8, 320, 5, 864),
-    "34m": _llama(8, 512, 8, 1792, kv_heads=4),
-    "85m": _llama(12, 768, 12, 2048),
-    "300m": _llama(24, 1024, 16, 2816),
-    "1b": _llama(22, 2048, 32, 5632, kv_heads=4),
-}
-
-
 def model_config(section: dict[str, Any], vocab_size: int, seq_len: int) -> ModelConfig:
     """The model of a config section `{size: name, any field: value}`; the fields win over the named size.
+
+    Args:
+      vocab_size: of the tokenizer. `vocab_size` of the section or of the named model may be larger: the tables then have
+        rows that no token uses, whose logits are masked out exactly.
 
     Raises:
       UserError: an unknown size or field, or values that do not fit each other.
     """
     section = dict(section)
     size = section.pop("size", "")
-    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocab_size", "seq_len"}
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"used_vocab", "seq_len"}
     for name in section:
         if name not in known:
             raise UserError(f"model.{name}: no such field. {closest(name, known | {'size'})}")
-    if size and size not in SIZES:
-        raise UserError(f"model.size={size!r}: no such size. Known: {', '.join(SIZES)}.")
-    fields = {**SIZES.get(size, {}), **{k: v for k, v in section.items() if v is not None}}
+    if size and size not in NAMED:
+        raise UserError(f"model.size={size!r}: no such size. Known: {', '.join(NAMED)}.")
+    fields = {**NAMED.get(size, {}), **{k: v for k, v in section.items() if v is not None}}
     missing = {"layers", "embed", "heads", "kv_heads", "head_dim", "mlp"} - fields.keys()
     if missing:
-        raise UserError(f"model: give model.size (one of {', '.join(SIZES)}) or {', '.join(sorted(missing))}.")
-    return ModelConfig(vocab_size=vocab_size, seq_len=seq_len, **fields)
+        raise UserError(f"model: give model.size (one of {', '.join(NAMED)}) or {', '.join(sorted(missing))}.")
+    table = fields.pop("vocab_size", vocab_size)
+    if not isinstance(table, int) or table < vocab_size:
+        raise UserError(
+            f"model.vocab_size={table!r}: the tokenizer has {vocab_size} tokens, and each needs a row of the tables. Use "
+            f"{vocab_size} or more, or leave it out."
+        )
+    used = vocab_size if table > vocab_size else 0
+    return ModelConfig(vocab_size=table, seq_len=seq_len, used_vocab=used, **fields)

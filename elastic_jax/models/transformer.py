@@ -14,21 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from elastic_jax.models.attention import Cache, causal_mask
+from elastic_jax.models import cross_entropy, remat
+from elastic_jax.models.attention import Cache, View
 from elastic_jax.models.config import ModelConfig
-from elastic_jax.models.layers import Block, Norm, contract, param
+from elastic_jax.models.layers import Block, Norm, param
 from elastic_jax.parallel import mesh as mesh_lib
 
 Params = dict[str, Any]
 
-REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
 
 class Transformer(nnx.Module):
-    """Embedding, blocks, final norm and head. [b, t] tokens to [b, t, d] hidden states and [b, t, v] logits."""
+    """Embedding, blocks, final norm and head: the weights between [b, t] tokens and [b, t, v] logits."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -46,15 +42,6 @@ class Transformer(nnx.Module):
         if self.config.embed_scale:
             x = x * jnp.asarray(self.config.embed**0.5, x.dtype)
         return mesh_lib.shard(x, "batch", "seq", None)
-
-    def logits(self, hidden_btd: jax.Array) -> jax.Array:
-        """Float32 logits: the loss is a difference of large numbers."""
-        b, t, d = hidden_btd.shape
-        weight = self.embedding[...].T if self.head is None else self.head[...]
-        logits = contract(hidden_btd.reshape(b * t, d), weight).astype(jnp.float32)
-        if self.config.logit_softcap:
-            logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
-        return logits.reshape(b, t, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +112,18 @@ class Decoder:
         and in every layout."""
         return _jitted_create(self, mesh)(key)
 
+    def compute_params(self, params: Params) -> Params:
+        """The parameters in the dtype that they are multiplied in, cast once instead of wherever they are used.
+
+        Norms stay as they are, since they compute in float32, and so do the tables of the vocabulary: the gradient of the head
+        is added up in float32, which a cast in front of it would round.
+        """
+
+        def cast(dims: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+            return leaf if {"scale", "bias", "vocab"} & set(dims) else leaf.astype(self.config.dtype)
+
+        return jax.tree.map(cast, self.dims, params, is_leaf=lambda node: isinstance(node, tuple))
+
     def hidden(
         self,
         params: Params,
@@ -142,22 +141,18 @@ class Decoder:
         """
         c = self.config
         _, t = tokens_bt.shape
-        if caches is None:
-            queries = keys = jnp.arange(t)
-        else:
-            start = caches["0"].length
-            queries, keys = start + jnp.arange(t), jnp.arange(caches["0"].keys.shape[1])
-        mask = causal_mask(queries, keys, segments_bt, c.window)
+        view = View(segments_bt, None if caches is None else caches["0"].length)
         if positions_bt is None:
-            positions_bt = jnp.broadcast_to(queries[None], tokens_bt.shape)
+            first = 0 if view.start is None else view.start
+            positions_bt = jnp.broadcast_to((first + jnp.arange(t))[None], tokens_bt.shape)
 
         graph, state = self._block
 
         def block(layer_params: Params, x: jax.Array, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-            return _merge(graph, state, layer_params)(x, positions_bt, mask, cache)
+            return _merge(graph, state, layer_params)(x, positions_bt, view, c.window, cache)
 
         if c.remat != "none" and caches is None:
-            block = jax.checkpoint(block, policy=REMAT[c.remat])
+            block = jax.checkpoint(block, policy=remat.POLICIES[c.remat])
 
         shell = self._outer(params)
         x = shell.embed(tokens_bt)
@@ -175,7 +170,54 @@ class Decoder:
         return shell.final_norm(x), caches
 
     def logits(self, params: Params, hidden_btd: jax.Array) -> jax.Array:
-        return self._outer(params).logits(hidden_btd)
+        """[b, t, v], all of them at once: for sampling and for divergences; a loss is better off with `nll_sum`."""
+        hidden_nd = hidden_btd.reshape(-1, self.config.embed)
+        logits_nv = cross_entropy.logits(hidden_nd, self._head_weight(params), self._head)
+        return logits_nv.reshape(*hidden_btd.shape[:-1], -1)
+
+    def nll_sum(
+        self,
+        params: Params,
+        tokens_bt: jax.Array,
+        targets_bt: jax.Array,
+        mask_bt: jax.Array,
+        *,
+        segments_bt: jax.Array | None = None,
+        positions_bt: jax.Array | None = None,
+    ) -> jax.Array:
+        """Sum of -log p(target) over the targets that count, in nats: float32, and the logits are never whole.
+
+        Args:
+          mask_bt: 1 where the target counts, else 0; other weights weigh.
+          segments_bt, positions_bt: of packed rows, as for `hidden`.
+        """
+        hidden_btd, _ = self.hidden(params, tokens_bt, segments_bt=segments_bt, positions_bt=positions_bt)
+        rows = hidden_btd.reshape(-1, self.config.embed), self._head_weight(params), targets_bt.reshape(-1)
+        return cross_entropy.nll_sum(*rows, mask_bt.reshape(-1), self._head)
+
+    def log_probs(
+        self,
+        params: Params,
+        tokens_bt: jax.Array,
+        targets_bt: jax.Array,
+        mask_bt: jax.Array,
+        *,
+        segments_bt: jax.Array | None = None,
+        positions_bt: jax.Array | None = None,
+    ) -> jax.Array:
+        """log p(target) of every target that counts and 0 elsewhere, in nats: float32 [b, t], and the logits are never whole."""
+        hidden_btd, _ = self.hidden(params, tokens_bt, segments_bt=segments_bt, positions_bt=positions_bt)
+        rows = hidden_btd.reshape(-1, self.config.embed), self._head_weight(params), targets_bt.reshape(-1)
+        log_p_bt = cross_entropy.log_probs(*rows, self._head).reshape(targets_bt.shape)
+        return jnp.where(mask_bt != 0, log_p_bt, 0.0)
+
+    @property
+    def _head(self) -> cross_entropy.Head:
+        c = self.config
+        return cross_entropy.Head(c.tie_embeddings, c.logit_softcap, c.used_vocab, c.loss_chunk)
+
+    def _head_weight(self, params: Params) -> jax.Array:
+        return params["embedding"] if self.config.tie_embeddings else params["head"]
 
     def __call__(self, params: Params, tokens_bt: jax.Array, **kwargs: Any) -> jax.Array:
         """Logits [b, t, v] in float32."""

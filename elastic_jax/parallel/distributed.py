@@ -6,16 +6,18 @@ GKE).
 """
 
 import contextlib
+import importlib.metadata
 import ipaddress
 import itertools
 import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,32 +27,60 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from elastic_jax.errors import UserError
+from elastic_jax.parallel import rendezvous
+from elastic_jax.parallel.rendezvous import Launch
 
 # The 300 s of jax are too short for a pod whose machines pull images one after the other.
 TIMEOUT = 1800.0
 # jax ends the process with a stack trace when its own time is up; ours comes first, with words.
 _GRACE = 60.0
+# Where a process is lost jax aborts the others (SIGABRT), which no scheduler reads as "queue it again". `train.watchdog` comes
+# long before, with stacks and an exit code; jax stays as the last resort.
+HEARTBEAT = 1800.0
+CLOCK_BOUND = 2.0  # seconds by which the clocks of two hosts may differ; NTP keeps them within some milliseconds
+SLOW = 30.0  # seconds after the first process from which a late one is named
+
+# What jax and the libraries under it say when another process is gone. Gloo comes as a ValueError, NCCL and the service as a
+# RuntimeError.
+_LOST = (
+    "Gloo ",
+    "NCCL operation",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "CoordinationService",
+    "coordination service",
+    "heartbeat timeout",
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "Socket closed",
+)
+
+_JOINED = "elastic_jax/joined"
 
 _log = logging.getLogger(__name__)
 _counts: dict[str, "itertools.count[int]"] = {}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Where the processes meet (`host:port` of process 0), which of them this is, and how many there are."""
-
-    coordinator: str
-    process_id: int
-    process_count: int
+_meeting: rendezvous.Meeting | None = None  # of this process, which can join others only once
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What `preflight` found: processes, devices of all of them, and host names in process order."""
+    """What `preflight` found.
+
+    Attributes:
+      processes, devices: of all hosts together.
+      hosts: names, in process order.
+      skew: seconds by which each clock is ahead of that of process 0, in process order; 0 where it is within the error of the
+        measurement.
+    """
 
     processes: int
     devices: int
     hosts: tuple[str, ...]
+    skew: tuple[float, ...] = (0.0,)
+
+
+class PeerLost(UserError):
+    """Another process is gone or stuck: all have to be started again, and continue."""
 
 
 def launch_from(
@@ -81,7 +111,7 @@ def launch_from(
             f"ELASTIC_PROCESS_ID={process_id} of ELASTIC_PROCESS_COUNT={process_count}: "
             f"ids go from 0 to count - 1, each used once."
         )
-    host, port = _split(coordinator)
+    host, port = rendezvous.split(coordinator)
     if process_count > 1 and _is_loopback(host) and (evidence := _several_hosts(environ)):
         raise UserError(
             f"ELASTIC_COORDINATOR={coordinator} is this machine alone, but {evidence}: "
@@ -116,6 +146,7 @@ def initialize(
       UserError: the launch is incomplete or wrong, the coordinator or a process does not come, or jax is in
       use already.
     """
+    global _meeting
     if mode not in ("", "auto"):
         raise UserError(f'--distributed={mode}: expected nothing, or "auto".')
     launch = launch_from(coordinator, process_id, process_count, environ)
@@ -126,11 +157,13 @@ def initialize(
     # The default of jax today, but it has been another: without it, CPU processes cannot reduce over each
     # other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    arguments: dict[str, Any] = {}
+    # It takes SIGTERM away from train.interrupt, and would only note it down.
+    jax.config.update("jax_enable_preemption_service", False)
+    arguments: dict[str, Any] = dict(heartbeat_timeout_seconds=int(HEARTBEAT))
     if launch is not None:
         # Otherwise jax asks the cluster for what is not given, and takes only one GPU per process under
         # Slurm.
-        arguments = dict(
+        arguments |= dict(
             coordinator_address=launch.coordinator,
             process_id=launch.process_id,
             num_processes=launch.process_count,
@@ -138,13 +171,28 @@ def initialize(
         )
         _log.info("process %d of %d, coordinator %s", launch.process_id, launch.process_count, launch.coordinator)
         deadline = time.monotonic() + timeout
-        if launch.process_id == 0:
-            _check_port_is_free(launch)
-        else:
-            _wait_for_coordinator(launch, deadline)
+        _meeting = rendezvous.meet(launch, deadline)
+        if launch.process_id == 0 and (remark := rendezvous.late(_meeting.arrivals, SLOW)):
+            _log.warning(remark)
         timeout = max(1.0, deadline - time.monotonic())
     _connect(arguments, timeout, launch)
-    return jax.process_count() > 1
+    rank, count = _place()
+    if count == 1:
+        return False
+    publish(f"{_JOINED}/{rank}", socket.gethostname())
+    return True
+
+
+def watch(lost: Callable[[str], None]) -> None:
+    """Calls `lost`, in a thread, when another process has ended without `leave`. Not with "auto", where jax found them."""
+    if _meeting is not None:
+        _meeting.watch(lost)
+
+
+def leave() -> None:
+    """To be called where this process ends as it should, so that the others do not take it for lost."""
+    if _meeting is not None:
+        _meeting.leave()
 
 
 def is_main() -> bool:
@@ -160,29 +208,117 @@ def barrier(name: str, timeout: float = TIMEOUT) -> None:
       UserError: after `timeout` seconds some are still missing; the message says which.
     """
     if jax.process_count() > 1:
-        _wait(_unique(f"barrier/{name}"), name, timeout)
+        _wait(unique(f"barrier/{name}"), name, timeout)
 
 
 def broadcast_text(text: str, timeout: float = TIMEOUT) -> str:
     """The text that process 0 gave, on every process. The others' argument is not used."""
     if jax.process_count() == 1:
         return text
-    key = _unique("text")
+    return _broadcast(unique("text"), text, timeout)
+
+
+def _broadcast(key: str, text: str, timeout: float) -> str:
     if is_main():
         _client().key_value_set(key, text)
     try:
         return _client().blocking_key_value_get(key, int(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"Process 0 sent no text within {timeout:.0f} s; see its log.\n{error}") from error
+        raise PeerLost(f"Process 0 sent no text within {timeout:.0f} s; see its log.\n{error}") from error
 
 
-def preflight(fingerprint: str = "", timeout: float = TIMEOUT) -> Pod:
+class Channel:
+    """`broadcast_text` for what is sent for ever, between updates: old messages are deleted.
+
+    The processes may be apart by the updates that jax dispatches ahead, never by `_KEPT` messages.
+    """
+
+    _KEPT = 16
+
+    def __init__(self, name: str):
+        self._key, self._sent = unique(name), 0
+
+    def broadcast(self, text: str, timeout: float = TIMEOUT) -> str:
+        received = _broadcast(f"{self._key}/{self._sent}", text, timeout)
+        if is_main() and self._sent >= self._KEPT:
+            _client().key_value_delete(f"{self._key}/{self._sent - self._KEPT}")
+        self._sent += 1
+        return received
+
+
+def gather(text: str, timeout: float = TIMEOUT) -> list[str]:
+    """The texts of all processes in process order, on every process.
+
+    Raises:
+      PeerLost: after `timeout` seconds some are still missing; the message names them.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    key = unique("gather")
+    _client().key_value_set(f"{key}/{jax.process_index()}", text)
+    deadline = time.monotonic() + timeout
+    texts = []
+    for process in range(jax.process_count()):
+        left = max(0.0, deadline - time.monotonic())
+        try:
+            texts.append(_client().blocking_key_value_get(f"{key}/{process}", int(left * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            there = {int(name.rpartition("/")[2]) for name, _ in _client().key_value_dir_get(key)}
+            missing = [other for other in range(jax.process_count()) if other not in there]
+            raise PeerLost(f"No answer within {timeout:.0f} s from {named(missing)}. See the log there.") from error
+    return texts
+
+
+def publish(key: str, text: str) -> None:
+    """A word for every process that reads `key`; the last one stays. Needs no device."""
+    _client().key_value_set(key, text, allow_overwrite=True)
+
+
+def published(folder: str) -> dict[str, str]:
+    """What was published under `folder/`, by the last part of its key."""
+    return {key.rpartition("/")[2]: text for key, text in _client().key_value_dir_get(folder)}
+
+
+def wait_for(key: str, timeout: float) -> str:
+    """What is published as `key`, once it is; "" after `timeout` seconds.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the service is gone.
+    """
+    try:
+        return _client().blocking_key_value_get(key, int(timeout * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return ""
+
+
+def hosts_service() -> bool:
+    """Whether the service by which the processes meet lives in this one. Asks no device."""
+    from jax._src import distributed
+
+    return distributed.global_state.service is not None and _place()[1] > 1
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether `error` says that another process of this job is gone."""
+    if isinstance(error, PeerLost):
+        return True
+    if isinstance(error, UserError) or not jax.distributed.is_initialized():
+        return False
+    return any(words in str(error) for words in _LOST)
+
+
+def preflight(fingerprint: str = "", timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> Pod:
     """Checks that the processes are one program before they begin: same config and versions, all devices
     reachable.
+
+    A clock that is more than `CLOCK_BOUND` seconds away from that of process 0 is named in the log.
 
     Args:
       fingerprint: of the resolved config; it has to be the same everywhere.
       timeout: seconds to wait for the slowest process.
+      clock: seconds since 1970.
 
     Raises:
       UserError: naming the hosts that differ or are missing. Every process raises the same.
@@ -191,22 +327,18 @@ def preflight(fingerprint: str = "", timeout: float = TIMEOUT) -> Pod:
     mine = {
         "host": socket.gethostname(),
         "fingerprint": fingerprint,
-        "jax": jax.__version__,
+        "versions": versions(),
         "devices": jax.local_device_count(),
         "kind": jax.local_devices()[0].device_kind,
     }
-    everyone = [mine]
-    if count > 1:
-        key = _unique("preflight")
-        _client().key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
-        _wait(f"{key}/barrier", "preflight", timeout)
-        everyone = [
-            json.loads(_client().blocking_key_value_get(f"{key}/{process}", int(timeout * 1000)))
-            for process in range(count)
-        ]
+    everyone = [json.loads(text) for text in gather(json.dumps(mine), timeout)]
+    hosts = [one["host"] for one in everyone]
+    skew = _skew(clock, timeout) if count > 1 else [0.0]
+    if is_main() and (remark := _clocks(hosts, skew)):
+        _log.warning(remark)
     for field, what, cure in (
         ("fingerprint", "another config", "Start every process with the same --config and overrides."),
-        ("jax", "another version of jax", "Install the same versions on every machine."),
+        ("versions", "other versions", "Install the same versions on every machine."),
         ("kind", "another kind of device", "Use machines of one kind."),
         ("devices", "another number of devices", "Give every process the same number of devices."),
     ):
@@ -216,11 +348,72 @@ def preflight(fingerprint: str = "", timeout: float = TIMEOUT) -> Pod:
     if found != jax.device_count():
         raise UserError(
             f"A sum over all devices counted {found}, but there are {jax.device_count()} "
-            f"on {', '.join(sorted({one['host'] for one in everyone}))}. "
+            f"on {', '.join(sorted(set(hosts)))}. "
             "A collective that is wrong here is wrong in training: check the network of these machines and "
             "the versions of jaxlib and the driver."
         )
-    return Pod(count, jax.device_count(), tuple(one["host"] for one in everyone))
+    return Pod(count, jax.device_count(), tuple(hosts), tuple(skew))
+
+
+def versions() -> str:
+    """Of what has to be the same on all hosts for the same program to come out of the compiler."""
+    found = []
+    for package in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "numpy", "elastic_jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return ", ".join([f"python {sys.version_info.major}.{sys.version_info.minor}", *found])
+
+
+def _skew(clock: Callable[[], float], timeout: float) -> list[float]:
+    """Seconds by which each clock is ahead of that of process 0.
+
+    Process 0 answers each of the others in turn with its own time. The answer was given at some moment between question and
+    receipt, so half of that time is the error; what is within it counts as 0.
+    """
+    key, client, process = unique("clocks"), _client(), jax.process_index()
+    milliseconds = int(timeout * 1000)
+    if is_main():
+        for other in range(1, jax.process_count()):
+            client.blocking_key_value_get(f"{key}/ask/{other}", milliseconds)
+            client.key_value_set(f"{key}/turn/{other}", "")
+            client.blocking_key_value_get(f"{key}/now/{other}", milliseconds)
+            client.key_value_set(f"{key}/answer/{other}", repr(clock()))
+        mine = 0.0
+    else:
+        client.key_value_set(f"{key}/ask/{process}", "")
+        client.blocking_key_value_get(f"{key}/turn/{process}", milliseconds)  # there may be many before it
+        asked = clock()
+        client.key_value_set(f"{key}/now/{process}", "")
+        answer = float(client.blocking_key_value_get(f"{key}/answer/{process}", milliseconds))
+        received = clock()
+        ahead = (asked + received) / 2 - answer
+        mine = ahead if abs(ahead) > (received - asked) / 2 else 0.0
+    return [float(text) for text in gather(repr(mine), timeout)]
+
+
+def _clocks(hosts: Sequence[str], skew: Sequence[float]) -> str:
+    """Which hosts have the wrong time; "" when none has."""
+    wrong: dict[str, float] = {}
+    for host, seconds in zip(hosts, skew, strict=True):
+        if abs(seconds) > CLOCK_BOUND:
+            wrong.setdefault(host, seconds)
+    if not wrong:
+        return ""
+    shown = rendezvous.shortened(
+        [f"{host} is {abs(s):.1f} s {'ahead of' if s > 0 else 'behind'} {hosts[0]}" for host, s in wrong.items()]
+    )
+    return (
+        f"clocks differ by more than {CLOCK_BOUND:.0f} s: {shown}. No decision depends on it, but times in logs and of files do: "
+        "let NTP set them."
+    )
+
+
+def named(processes: Sequence[int]) -> str:
+    """`process 1 on host-a, process 3 on host-b`"""
+    hosts = {}
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        hosts = published(_JOINED)
+    return rendezvous.shortened([f"process {one} on {hosts.get(str(one), 'an unknown host')}" for one in processes])
 
 
 def _difference(everyone: list[dict[str, Any]], field: str, what: str) -> str:
@@ -289,38 +482,11 @@ def _connect(arguments: dict[str, Any], timeout: float, launch: Launch | None) -
     ) from error
 
 
-def _check_port_is_free(launch: Launch) -> None:
-    _, port = _split(launch.coordinator)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"ELASTIC_COORDINATOR={launch.coordinator}: port {port} of this machine is taken "
-                f"({error.strerror}).\n"
-                "Another process 0 may be running here; otherwise choose another port for all processes."
-            ) from error
+def _place() -> tuple[int, int]:
+    """Which process this is and how many there are, asked of no device: one that does not start would hang here."""
+    from jax._src import distributed
 
-
-def _wait_for_coordinator(launch: Launch, deadline: float) -> None:
-    host, port = _split(launch.coordinator)
-    pause = 0.1
-    while True:
-        try:
-            left = max(0.1, deadline - time.monotonic())
-            with socket.create_connection((host, port), timeout=min(10.0, left)):
-                return
-        except OSError as error:
-            if time.monotonic() + pause >= deadline:
-                raise UserError(
-                    f"Process {launch.process_id} on {socket.gethostname()} cannot reach the coordinator "
-                    f"{launch.coordinator}: {error.strerror or error}.\n"
-                    "Process 0 has to run on that machine, and the port has to be open between the two "
-                    "(a name that only the other knows, a firewall, an exited process 0)."
-                ) from error
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
+    return distributed.global_state.process_id, distributed.global_state.num_processes or 1
 
 
 def _client() -> Any:
@@ -340,12 +506,12 @@ def _wait(key: str, name: str, timeout: float) -> None:
     try:
         _client().wait_at_barrier(key, int(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
+        raise PeerLost(
             f"Not every process reached {name!r} within {timeout:.0f} s; task numbers below are process ids.\n{error}"
         ) from error
 
 
-def _unique(name: str) -> str:
+def unique(name: str) -> str:
     """A key new to the service, and the same on every process: all make the same calls in the same order."""
     return f"elastic_jax/{name}/{next(_counts.setdefault(name, itertools.count()))}"
 
@@ -358,13 +524,6 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
         return int(text)
     except ValueError:
         raise UserError(f"{name}={text!r}: expected a whole number.") from None
-
-
-def _split(coordinator: str) -> tuple[str, int]:
-    host, colon, port = coordinator.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"ELASTIC_COORDINATOR={coordinator!r}: expected host:port, e.g. worker-0:1234.")
-    return host.strip("[]"), int(port)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,11 +1,12 @@
 """On which device does each part of an array live?
 
-An *axis* belongs to the device mesh, a *dim* to an array; `RULES` joins them. One mesh serves every size: (data, fsdp,
-tensor), any of them 1.
+An *axis* belongs to the device mesh, a *dim* to an array; `RULES` joins them. One mesh serves every size: (run, data, fsdp,
+tensor), any of them 1. Over `run` lie the lanes of a population, which exchange nothing; everything else is the same on all
+of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from elastic_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("run", "data", "fsdp", "tensor")
 
 # dim -> mesh axes. A dim that is not listed is whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
+    "lanes": ("run",),
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
@@ -26,8 +28,10 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh; one of the three may be -1 and takes the devices that remain.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, run: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A (run, data, fsdp, tensor) mesh; one of the sizes may be -1 and takes the devices that remain.
 
     Axis types are Auto: the default of `jax.make_mesh` became Explicit, which breaks look-ups in a table whose vocabulary
     is sharded.
@@ -36,24 +40,63 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, tensor]
-    given = f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}"
+    sizes = [run, data, fsdp, tensor]
+    given = f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}" + (f", mesh.run={run}" if run != 1 else "")
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{given}: expected positive sizes, at most one of them -1 (the rest of the devices).")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
+        one = " --config.mesh.run=1" if run != 1 else ""
         raise UserError(
             f"{given}: the sizes multiply to {known}{' x n' if -1 in sizes else ''}, but there are {len(devices)} devices. "
-            f"Use for example --config.mesh.data={len(devices)} --config.mesh.fsdp=1 --config.mesh.tensor=1."
+            f"Use for example --config.mesh.data={len(devices)} --config.mesh.fsdp=1 --config.mesh.tensor=1{one}."
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def without_lanes(mesh: Mesh) -> Mesh:
+    """The same devices in the same order, those of the `run` axis as more of `data`: for what all lanes' devices do for one run."""
+    run, data, *rest = mesh.devices.shape
+    return Mesh(mesh.devices.reshape(1, run * data, *rest), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+# True while `over_shards` traces. A context of jax's own: it is part of the key of every trace that is cached.
+_SPLIT = jax.make_user_context(False)
+
+
+def axes(dim: str | None) -> tuple[str, ...]:
+    """Mesh axes that a dim lies on here. Inside `over_shards` those of the batch are taken."""
+    taken = RULES["batch"] if _SPLIT.value else ()
+    return tuple(axis for axis in RULES.get(dim or "", ()) if axis not in taken)
+
+
+def parts(dim: str) -> int:
+    """Into how many parts a dim is cut here; 1 where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes(dim))
+
+
+def over_shards(fn: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+    """`fn` for each device's part of the batch by itself: nothing is exchanged over the axes of the batch but what the caller
+    does with the outputs, which carry a leading dim of `batch_shards`.
+
+    Args:
+      in_axes: as in `jax.vmap`: 0 for what is cut, [batch_shards, ...] with the first dim on the batch axes; None for what all
+        share.
+    """
+
+    def of_one(*args: Any) -> Any:
+        with _SPLIT(True):
+            return fn(*args)
+
+    return jax.vmap(of_one, in_axes=in_axes, spmd_axis_name=RULES["batch"])
 
 
 def spec(dims: Sequence[str | None]) -> PartitionSpec:
     """The partition of an array with these dims under `RULES`."""
-    return PartitionSpec(*(RULES.get(dim) if dim else None for dim in dims))
+    return PartitionSpec(*(axes(dim) or None for dim in dims))
 
 
 def shard(x: jax.Array, *dims: str | None) -> jax.Array:

@@ -1,10 +1,15 @@
-"""Write the report of a working directory again, from its table alone."""
+"""Collect what the runs of a working directory have measured, and write its table and its report again."""
 
-from pathlib import Path
+import logging
+
+from etils import epath
 
 from elastic_jax import cli, report
 from elastic_jax.analysis import rebound, table
+from elastic_jax.data import files
 from elastic_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(args: cli.Arguments) -> None:
-    measures = Path(args.workdir) / "measures.parquet"
+    folder = files.to_path(args.workdir)
+    measures = _collected(folder)
     eps = args.eps
     if eps is None:
         config = table.select(table.load(measures), args.study).info.get("config", {})
@@ -28,8 +34,26 @@ def _report(args: cli.Arguments) -> None:
     if args.summary:
         print(report.summary(measures, args.study, markdown=args.summary == "markdown", eps=eps), end="")
     else:
-        out = Path(args.out) if args.out else Path(args.workdir) / "report"
+        out = files.to_path(args.out) if args.out else folder / "report"
         print(report.render(measures, out, args.study, eps=eps))
+
+
+def _collected(folder: epath.Path) -> epath.Path:
+    """The table of all runs, which jobs of one run each have not written; where there is a table and no study, that."""
+    measures = folder / "measures.parquet"
+    if (folder / "study.json").exists():
+        from elastic_jax.study.workdir import Workdir
+
+        workdir = Workdir(folder)
+        workdir.open(create=False)
+        if workdir.is_measured():
+            try:
+                workdir.write_table()
+            except PermissionError as error:  # somebody else's, to be read
+                if not measures.exists():
+                    raise
+                log.warning("%s cannot be written (%s); the report shows what it holds.", measures, error)
+    return measures
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from elastic_jax.analysis import rebound, table
+from elastic_jax.data import files
 from elastic_jax.report import tables
 from elastic_jax.report.findings import Findings
 
@@ -150,7 +151,4 @@ def csv(frame: table.Frame) -> str:
 
 def write(path: epath.Path, text: str) -> None:
     """Atomically: a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, text)

@@ -196,6 +196,7 @@ def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[d
         "truncated_tokens",
         "dropped_rows",
         "dropped_tokens",
+        "token_efficiency",
         "entropy",
     ]
     names = [m for m in order if (rows.measure == m).any()]

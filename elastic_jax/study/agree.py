@@ -14,8 +14,6 @@ import jax
 from elastic_jax.errors import UserError
 from elastic_jax.parallel import distributed
 
-CLOCK_EVERY = 8  # readings for each time that process 0 sends; one message per update would be too many
-
 
 def from_main(make: Callable[[], Any], timeout: float = distributed.TIMEOUT) -> Any:
     """What `make` gives on process 0, as JSON types, on every process; it is called nowhere else.
@@ -40,20 +38,51 @@ def from_main(make: Callable[[], Any], timeout: float = distributed.TIMEOUT) -> 
     return received["value"]
 
 
-def clock() -> Callable[[], float]:
-    """Seconds on the clock of process 0, for decisions that all have to take at the same update.
+class Pulse:
+    """What process 0 sees of the time and of interruptions, at the same update on every process.
 
-    With several processes it stands still between the messages, and every process has to read it equally often.
+    Process 0 tells the others about once a second: a message per update would be too many where updates take a millisecond,
+    and one in so many updates too few where they take a minute.
+
+    Args:
+      requested: whether this process was asked to end.
+      seconds: between messages, at the least one update.
     """
-    if jax.process_count() == 1:
-        return time.monotonic
-    readings, last = 0, 0.0
 
-    def read() -> float:
-        nonlocal readings, last
-        if readings % CLOCK_EVERY == 0:
-            last = from_main(time.monotonic)
-        readings += 1
-        return last
+    def __init__(self, requested: Callable[[], Any], seconds: float = 1.0):
+        self._requested, self._seconds = requested, seconds
+        self._several = jax.process_count() > 1
+        self._left = self._every = 1
+        self._now, self._end = 0.0, False
+        self._sent = time.monotonic()
+        self._channel = distributed.Channel("pulse") if self._several else None
+        if self._several:
+            self._beat()
 
-    return read
+    def clock(self) -> float:
+        """Seconds on the clock of process 0; with several processes it stands still between the messages."""
+        return self._now if self._several else time.monotonic()
+
+    def interrupted(self) -> bool:
+        """Whether all processes end here; every process has to ask after every update."""
+        if not self._several:
+            return bool(self._requested())
+        self._left -= 1
+        if self._left == 0:
+            self._beat()
+        return self._end
+
+    def _beat(self) -> None:
+        assert self._channel is not None
+
+        def look() -> dict[str, Any]:
+            now = time.monotonic()
+            fitting = int(self._every * self._seconds / max(now - self._sent, 1e-9))
+            self._sent = now
+            # No more than twice as many: the first updates may be slower than those on which a number was based.
+            every = max(1, min(fitting, 2 * self._every))
+            return dict(now=now, end=bool(self._requested()), every=every)
+
+        told = json.loads(self._channel.broadcast(json.dumps(look()) if distributed.is_main() else ""))
+        self._now, self._end = told["now"], told["end"]
+        self._left = self._every = told["every"]

@@ -9,43 +9,51 @@ What was measured before stays: an update number means the same weights however 
 reason a part that is trained again to repair a checkpoint leaves the record of metrics as it is.
 """
 
+import contextlib
 import dataclasses
 import io
 import logging
 import time
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from elastic_jax import environment, objectives
+from elastic_jax.data import facts
 from elastic_jax.data.build import StudyData
-from elastic_jax.data.files import digest_of, write_bytes
-from elastic_jax.data.pipeline import batches
+from elastic_jax.data.files import write_bytes
+from elastic_jax.data.pipeline import batches, rows_needed
+from elastic_jax.errors import UserError
 from elastic_jax.measures.protocol import Protocol
+from elastic_jax.models import flops
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives import Objective
 from elastic_jax.parallel import distributed, hardware
 from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, put_local, replicated
-from elastic_jax.study import agree
+from elastic_jax.study import agree, population
+from elastic_jax.study.population import Program
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
-from elastic_jax.train import loop, optim
+from elastic_jax.train import goodput, interrupt, loop
 from elastic_jax.train import metrics as metrics_lib
-from elastic_jax.train import state as state_lib
 from elastic_jax.train.checkpoint import Checkpoints, Damaged
+from elastic_jax.train.goodput import Ledger
 from elastic_jax.train.metrics import MetricWriter
-from elastic_jax.train.progress import Progress
+from elastic_jax.train.progress import Group, Progress
 from elastic_jax.train.state import TrainState
-from elastic_jax.train.step import Step, make_train_step
+from elastic_jax.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+# Seconds that an interruption waits for a measurement, after which the training would be saved. Schedulers leave 30 and more.
+PATIENCE = 10.0
 
 
 def stage_key(run: Run) -> jax.Array:
@@ -58,6 +66,35 @@ def order_seed(run: Run) -> int:
     return zlib.crc32(f"{run.stage}/{run.seed}".encode())
 
 
+def packed_rows(data: StudyData, run: Run, mesh: Mesh) -> int | None:
+    """Into how many rows the examples of each of the run's batches are packed (`data.pack`); None where each is a row."""
+    if run.role not in data.packed_batches:
+        return None
+    least = batch_shards(mesh) * run.accumulate
+    # In steps of a sixteenth of the batch: so most seeds and volumes need the same number, and share one compiled program.
+    multiple = least * max(1, run.batch_size // (16 * least))
+    needed = rows_needed(
+        data.train[run.role], batch_size=run.batch_size, seed=order_seed(run), stop=run.updates, multiple=multiple
+    )
+    return min(needed, run.batch_size)
+
+
+def positions(data: StudyData, run: Run, mesh: Mesh) -> int:
+    """Positions that one update of the run computes, padding included."""
+    return (packed_rows(data, run, mesh) or run.batch_size) * data.train[run.role].seq_len
+
+
+def data_facts(data: StudyData, runs: Sequence[Run], mesh: Mesh) -> list[facts.Fact]:
+    """What is known about the data; where batches are packed, how well the runs' batches fill their rows."""
+    packed = {}
+    for role in data.packed_batches:
+        prepared = data.train[role]
+        each = prepared.counts["loss_tokens"] / prepared.rows
+        shares = [run.batch_size * each / positions(data, run, mesh) for run in runs if run.role == role]
+        packed[role] = facts.fact("token_efficiency", float(np.mean(shares)), "fraction", role, n=len(shares))
+    return [packed.get(f["split"], f) if f["measure"] == "token_efficiency" else f for f in data.facts]
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a study is executed; none of it changes a number."""
@@ -65,6 +102,18 @@ class Settings:
     checkpoint_seconds: float
     log_seconds: float
     tensorboard: bool
+    watchdog_factor: float = 0.0  # off
+    watchdog_floor: float = 0.0
+
+
+Display = Callable[[Run, int, int], contextlib.AbstractContextManager[Any]]
+
+
+class _Base:
+    """Parameters that several runs are compared with, while one of them needs them."""
+
+    def __init__(self, params: Params):
+        self.params = params
 
 
 class Executor:
@@ -75,27 +124,50 @@ class Executor:
     ):
         self._workdir, self._model, self._mesh, self._data = workdir, model, mesh, data
         self._protocol, self._settings = protocol, settings
-        self._steps: dict[str, tuple[Step, optax.GradientTransformation]] = {}
-        self._creators: dict[optax.GradientTransformation, Callable[[Params], TrainState]] = {}
-        self._bases: dict[str, Params] = {}
+        self._programs: dict[str, Program] = {}
+        self._bases: weakref.WeakValueDictionary[str, _Base] = weakref.WeakValueDictionary()
+        self._last_base: _Base | None = None
+        self._mine: Collection[str] | None = None
 
     def is_done(self, run: Run) -> bool:
         return self._workdir.is_done(run.key, self._protocol.digest, run.checkpoints, run.measures)
 
-    def execute(self, run: Run, progress: Callable[..., Progress]) -> None:
-        """Bring `run` to its end; `progress` makes its display."""
+    def execute(self, run: Run, progress: Display, mine: Collection[str] | None = None) -> None:
+        """Bring `run` to its end; `progress` makes its display.
+
+        Args:
+          mine: keys of the runs that this process may write; None: all.
+        """
+        self._mine = mine
+        loop.drive(self._executing(run, progress), self._program(run).alone(run))
+
+    def execute_together(
+        self, runs: Sequence[Run], progress: Display, width: int, mine: Collection[str] | None = None
+    ) -> None:
+        """Bring runs of one kind to their ends as a population of `width` lanes; each ends as `execute` would end it."""
+        self._mine = mine
+        lanes = population.Population(self._program(runs[0]), width)
+        population.together(lanes, runs, lambda run: self._executing(run, progress, together=True))
+
+    def _executing(self, run: Run, progress: Display, together: bool = False) -> loop.Training:
         began = time.monotonic()
         folder = self._workdir.run(run.key)
         kept = self._kept(run)
         if distributed.is_main():
             written = {**run.describe(), **_environment(), "kept": sorted(kept)}
             self._workdir.write_run(run.key, "run.json", written)
-        checkpoints = Checkpoints((folder / "checkpoints").absolute(), self._model, self._mesh)
+        checkpoints = Checkpoints(folder / "checkpoints", self._model, self._mesh)
         try:
             there, measured = agree.from_main(lambda: (checkpoints.updates(), sorted(self._measured(run))))
             missing = (run.checkpoints - set(there)) | (run.measures - set(measured))
             if missing:
-                self._continue(run, checkpoints, missing, set(measured), kept, progress)
+                with Ledger() as ledger:
+                    try:
+                        yield from self._continue(
+                            run, checkpoints, missing, set(measured), kept, progress, ledger, together
+                        )
+                    finally:
+                        self._account(run, ledger)
             there = set(agree.from_main(checkpoints.updates))
             for number in sorted(there - kept):
                 checkpoints.delete(number)
@@ -115,6 +187,15 @@ class Executor:
                     wall_seconds=round(done.get("wall_seconds", 0.0) + time.monotonic() - began, 3),
                 ),
             )
+
+    def _account(self, run: Run, ledger: Ledger) -> None:
+        """Add the seconds of this session to those of the run."""
+        seconds = ledger.seconds()
+        if distributed.is_main():
+            there = self._workdir.read_run(run.key, goodput.FILE)
+            self._workdir.write_run(run.key, goodput.FILE, goodput.add(there, seconds))
+        if jax.default_backend() != "cpu" and (remark := goodput.remark(seconds)):
+            log.warning("%s: %s", run.key, remark)
 
     def _kept(self, run: Run) -> set[int]:
         """The checkpoints that are not temporary: those of this study, and of every other that had a part in the run."""
@@ -145,11 +226,13 @@ class Executor:
         missing: frozenset[int],
         measured: set[int],
         kept: set[int],
-        progress: Callable[..., Progress],
-    ) -> None:
-        step, tx = self._step(run)
+        progress: Display,
+        ledger: Ledger,
+        together: bool,
+    ) -> loop.Training:
         objective = objectives.make(dict(run.objective))
-        state, start, tokens = self._start(run, checkpoints, min(missing), tx)
+        with ledger.during("restore"):
+            state, start, tokens = self._start(run, checkpoints, min(missing))
         stop = max(missing)
         there = agree.from_main(checkpoints.updates)
         temporary = [number for number in there if number not in kept]
@@ -160,6 +243,13 @@ class Executor:
         with (
             MetricWriter(folder, tensorboard=self._settings.tensorboard) as writer,
             progress(run, start, stop) as display,
+            Watchdog(
+                run.name,
+                factor=self._settings.watchdog_factor,
+                floor=self._settings.watchdog_floor,
+                folder=folder,
+                phase=lambda: ledger.phase,
+            ) as watchdog,
         ):
             repairing = distributed.is_main() and _recorded(folder) >= stop
             recorded = start or -1  # only a checkpoint vouches for the lines before it
@@ -170,9 +260,9 @@ class Executor:
                 if number in measured:
                     rows = self._rows_at(run, number)
                 else:
-                    with display.paused():
+                    with display.paused(), ledger.during("measure"), interrupt.at_once(PATIENCE):
                         rows = self._protocol.measure(
-                            state.params, base if base is not None else state.params, run.seed
+                            state.params, base.params if base is not None else state.params, run.seed
                         )
                     if base is None:  # before there is a base model, the distance to it has no meaning
                         rows = [row for row in rows if row["measure"] not in ("kl_base_model", "kl_model_base")]
@@ -192,23 +282,31 @@ class Executor:
             def save(state: TrainState, number: int, tokens: int) -> None:
                 if number in there:
                     return
-                with display.paused():
+                with display.paused(), ledger.during("save"):
+                    self._workdir.check_lock()
                     writer.flush()
                     meta = dict(run=run.key, identity=run.identity, parent=run.parent.key if run.parent else "",
                                 examples=number * run.batch_size, tokens=tokens)  # fmt: skip
-                    checkpoints.save(state, number, meta)
-                    while temporary:
-                        checkpoints.delete(temporary.pop())
-                    if number not in kept:
-                        temporary.append(number)
+                    checkpoints.save(state, number, meta, instead_of=temporary)
+                    temporary[:] = [] if number in kept else [number]
 
             def note(number: int, metrics: dict[str, float], tokens: int) -> None:
                 if not repairing:
                     writer.write(number, {**metrics, "total_tokens": float(tokens)})
                 display.update(number, metrics["loss"])
 
+            # Lanes take host arrays, to put those of all of them on the devices at once.
+            whole_rows = together or self._mesh.shape["run"] > 1
+            put = (lambda batch: batch) if together else self._put_whole if whole_rows else self._put_local
+            pulse = agree.Pulse(interrupt.requested)
+            compiling = contextlib.ExitStack()  # until the first update is done there is nothing to save
+
+            def alive(number: int) -> None:
+                compiling.close()
+                watchdog.alive(number)
+
             hooks = loop.Hooks(
-                put=lambda batch: put_local(batch, self._mesh),
+                put=put,
                 measure=measure,
                 save=save,
                 log=note,
@@ -217,20 +315,32 @@ class Executor:
                 measure_at=frozenset(n for n in run.measures if n > recorded or n not in measured),
                 save_at=run.checkpoints - set(there),
                 save_seconds=self._settings.checkpoint_seconds,
-                clock=agree.clock(),
+                clock=pulse.clock,
+                alive=alive,
+                interrupted=pulse.interrupted,
+                waiting=lambda: ledger.during("stall"),
+                whole=lambda state: state.cut() if isinstance(state, population.Lane) else state,
             )
             stream = batches(
                 self._data.train[run.role],
                 batch_size=run.batch_size,
                 seed=order_seed(run),
                 start=start,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                process_index=0 if whole_rows else jax.process_index(),
+                process_count=1 if whole_rows else jax.process_count(),
+                threads=not together,  # the loop has one of its own for each run
+                rows=packed_rows(self._data, run, self._mesh),
             )
             if reference:
                 stream = ({**b, **{k: v[b["row"]] for k, v in reference.items()}} for b in stream)
             try:
-                loop.train(state, step, stream, stage_key(run), start=start, stop=stop, tokens=tokens, hooks=hooks)
+                with interrupt.deferred(), compiling, ledger.during("step"):
+                    compiling.enter_context(interrupt.at_once())
+                    yield from self._training(run, state, stream, start=start, stop=stop, tokens=tokens, hooks=hooks)
+            except interrupt.Interrupted as error:
+                with ledger.during("save"):
+                    checkpoints.wait()
+                raise interrupt.Interrupted(f"{run.key} {error}") from None
             except loop.NotFinite as error:
                 checkpoints.wait()
                 good = max(checkpoints.updates(), default=None)
@@ -238,23 +348,32 @@ class Executor:
                 raise loop.NotFinite(
                     f"{run.key}, {error}\nData set: {self._data.train[run.role].folder}\nLast good checkpoint: {where}"
                 ) from None
-            checkpoints.wait()
+            with ledger.during("save"):
+                checkpoints.wait()
 
-    def _start(
-        self, run: Run, checkpoints: Checkpoints, first_missing: int, tx: optax.GradientTransformation
-    ) -> tuple[TrainState, int, int]:
+    def _training(self, run: Run, state: TrainState, stream: Any, **where: Any) -> loop.Training:
+        return (yield from loop.training(state, stream, stage_key(run), **where))
+
+    def _put_local(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return put_local(batch, self._mesh)
+
+    def _put_whole(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {name: put_global(rows, batch_sharding(self._mesh)) for name, rows in batch.items()}
+
+    def _start(self, run: Run, checkpoints: Checkpoints, first_missing: int) -> tuple[TrainState, int, int]:
         """State, and the updates and tokens that it has behind it."""
+        program = self._program(run)
         there = agree.from_main(checkpoints.updates)
         for number in reversed([n for n in there if n <= first_missing]):
             try:
-                state, meta = checkpoints.restore(number, tx)
+                state, meta = checkpoints.restore(number, program.tx)
             except Damaged as error:
                 checkpoints.discard(number, error)
                 continue
             log.info("%s: continuing after update %d", run.key, number)
             return state, number, meta["tokens"]
         params = self._fresh(run) if run.parent is None else self._parent_params(run)
-        return self._creators[tx](params), 0, 0
+        return program.create(params), 0, 0
 
     def _fresh(self, run: Run) -> Params:
         return self._model.init(
@@ -268,21 +387,23 @@ class Executor:
 
     def params_at(self, run: Run, updates: int) -> Params:
         """Parameters at a kept point of a finished run; a damaged point is trained again from the one before it."""
-        checkpoints = Checkpoints((self._workdir.run(run.key) / "checkpoints").absolute(), self._model, self._mesh)
+        checkpoints = Checkpoints(self._workdir.run(run.key) / "checkpoints", self._model, self._mesh)
         try:
             return checkpoints.restore_params(updates)[0]
         except Damaged as error:
+            if self._mine is not None and run.key not in self._mine:
+                raise UserError(f"{error} Run --only={run.key} first, which repairs it.") from error
             checkpoints.discard(updates, error)
         finally:
             checkpoints.close()
-        self.execute(run, quiet)
-        checkpoints = Checkpoints((self._workdir.run(run.key) / "checkpoints").absolute(), self._model, self._mesh)
+        self.execute(run, quiet, self._mine)
+        checkpoints = Checkpoints(self._workdir.run(run.key) / "checkpoints", self._model, self._mesh)
         try:
             return checkpoints.restore_params(updates)[0]
         finally:
             checkpoints.close()
 
-    def _base(self, run: Run) -> Params | None:
+    def _base(self, run: Run) -> "_Base | None":
         """The end of the pre-training run behind `run`; None for that run itself."""
         at, root = run.parent_updates, run.parent
         while root is not None and root.parent is not None:
@@ -290,19 +411,20 @@ class Executor:
         if root is None:
             return None
         key = f"{root.key}@{at}"
-        if key not in self._bases:
-            self._bases = {key: self.params_at(root, at)}  # one seed at a time
-        return self._bases[key]
+        base = self._bases.get(key)
+        if base is None:  # kept for as long as a run needs it, and for the next one
+            base = self._bases[key] = self._last_base = _Base(self.params_at(root, at))
+        return base
 
-    def _step(self, run: Run) -> tuple[Step, optax.GradientTransformation]:
-        key = digest_of([dict(run.objective), dataclasses.asdict(run.optim), run.schedule_updates, run.accumulate])
-        if key not in self._steps:
-            tx = optim.make(run.optim, run.updates)
-            objective = objectives.make(dict(run.objective))
-            self._steps[key] = make_train_step(self._model, objective, tx, self._mesh, run.accumulate), tx
-            places = state_lib.shardings(self._model, tx, self._mesh)
-            self._creators[tx] = jax.jit(lambda params: state_lib.create(params, tx), out_shardings=places)
-        return self._steps[key]
+    def rows(self, run: Run) -> int | None:
+        """`packed_rows` of the run."""
+        return packed_rows(self._data, run, self._mesh)
+
+    def _program(self, run: Run) -> Program:
+        key = population.kind(run, self.rows(run))
+        if key not in self._programs:
+            self._programs[key] = Program(self._model, self._mesh, run)
+        return self._programs[key]
 
     def _rollout(self, run: Run, objective: Objective) -> Any:
         if objective.rollout is None:
@@ -345,10 +467,10 @@ class Executor:
         return reference
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+def _load_arrays(path: epath.Path) -> dict[str, np.ndarray] | None:
     """None where there is no such file, or it is damaged: what it holds can be computed again."""
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
             return dict(stored)
     except FileNotFoundError:
         return None
@@ -363,7 +485,7 @@ def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _recorded(folder: Path) -> int:
+def _recorded(folder: epath.Path) -> int:
     """The last update whose loss is written down."""
     return max(
         (row["updates"] for row in metrics_lib.read(folder / metrics_lib.FILE) if row["kind"] == "train"), default=0
@@ -379,6 +501,15 @@ def quiet(run: Run, start: int, stop: int) -> Progress:
     return Progress(run.key, steps=stop, start=start, tokens_per_step=1, mode="off")
 
 
+@contextlib.contextmanager
+def display_together(runs: Sequence[Run], show: Callable[[Run, int, int], Progress]) -> Iterator[Display]:
+    """One line for several runs: its steps are those of all of them."""
+    name = runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"
+    updates = sum(run.updates for run in runs)
+    with Group(show(dataclasses.replace(runs[0], name=name), 0, updates)) as group:
+        yield lambda run, start, stop: group.member(start, stop, run.updates)
+
+
 def display(
     run: Run,
     start: int,
@@ -390,6 +521,7 @@ def display(
     study: tuple[int, int],
     seconds: float,
     count: int,
+    tokens_per_step: int,
 ) -> Progress:
     """The progress of one run in its study; `study` is tokens planned and done, `count` the devices."""
     length = model.config.seq_len
@@ -398,12 +530,13 @@ def display(
         run.name,
         steps=stop,
         start=start,
-        tokens_per_step=run.batch_size * length,
+        tokens_per_step=tokens_per_step,
         index=index,
         runs=runs,
         study_tokens=study[0],
         study_tokens_done=study[1],
-        flops_per_token=model.config.flops_per_token(length),
+        flops_per_token=flops.per_token(model.config, length),
         peak_flops=peak * count if peak else None,
+        devices=count,
         interval=seconds,
     )

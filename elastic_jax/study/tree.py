@@ -15,6 +15,7 @@ from elastic_jax import objectives
 from elastic_jax.config import Config
 from elastic_jax.data.files import digest_of
 from elastic_jax.models.config import ModelConfig
+from elastic_jax.train.accumulate import Reduce
 from elastic_jax.train.optim import OptimConfig, optim_config
 
 STAGES = ("pretrain", "align", "perturb")
@@ -46,6 +47,7 @@ class Run:
     optim: OptimConfig
     batch_size: int
     accumulate: int
+    reduce: Reduce
     updates: int
     checkpoints: frozenset[int]
     measures: frozenset[int]
@@ -95,7 +97,8 @@ def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tup
     Args:
       digests: content digest of the training data of each role.
     """
-    execution = ("layout", "remat")  # how it is computed, not what
+    # How it is computed, not what; the tokens in use follow from the data.
+    execution = ("layout", "remat", "attention", "loss_chunk", "used_vocab")
     architecture = {k: v for k, v in dataclasses.asdict(model).items() if k not in execution}
     per_octave = config.measures.per_octave
     runs: list[Run] = []
@@ -117,7 +120,7 @@ def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tup
             parent_updates=at,
             data=digests[stage],
             objective=objective,
-            optim=dataclasses.asdict(optim),
+            optim=optim.identity,
             batch_size=section.batch_size,
             accumulate=section.accumulate,
             horizon=None if optim.horizon_free else updates,
@@ -136,6 +139,7 @@ def build(config: Config, model: ModelConfig, digests: Mapping[str, str]) -> tup
             optim=optim,
             batch_size=section.batch_size,
             accumulate=section.accumulate,
+            reduce=section.reduce,
             updates=updates,
             checkpoints=frozenset(points),
             measures=log_spaced(updates, per_octave) | frozenset(points),

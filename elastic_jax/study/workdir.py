@@ -1,11 +1,11 @@
-"""What lies in a working directory, and who may write there?"""
+"""What lies in a working directory, on a disk or in a bucket?"""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from elastic_jax.analysis import table
 from elastic_jax.analysis.table import Frame
 from elastic_jax.data import files
 from elastic_jax.errors import UserError
+from elastic_jax.study import lock as lock_lib
 
 FORMAT = 1
 ROW_COLUMNS = (
@@ -36,30 +38,48 @@ ROW_COLUMNS = (
 )
 
 
+_REQUESTS = 16  # at the same time to a bucket, where each takes tens of milliseconds
+_COMMITTED = "commit_success.txt"  # orbax's mark of a complete checkpoint where it cannot rename one
+
+
 def _own_beginning(name: str) -> bool:
     """What may be there of a command that was killed before it had written study.json."""
-    return name == ".lock" or name.startswith("study.json.tmp-")
+    return name in (".lock", ".locks") or name.startswith("study.json.tmp-")
 
 
 class Workdir:
-    """Paths, and reading and writing of the small files; every write is atomic."""
+    """Paths, and reading and writing of the small files; every write is atomic.
+
+    Args:
+      path: a folder or `gs://bucket/folder`.
+
+    Raises:
+      UserError: a store that is not supported, or the package for it is not installed.
+    """
 
     def __init__(self, path: os.PathLike | str):
-        self.path = Path(path).expanduser()
+        self.path = files.to_path(path)
+        self._held = lock_lib.Held()
 
     @property
-    def table(self) -> Path:
+    def is_remote(self) -> bool:
+        """Whether it lies in a bucket."""
+        return files.is_remote(self.path)
+
+    @property
+    def table(self) -> epath.Path:
         return self.path / "measures.parquet"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> epath.Path:
         return self.path / "report"
 
     @property
     def data(self) -> Path:
-        return self.path / "data"
+        """Prepared data, which is read at random and so needs a disk: a cache of this machine where the workdir is a bucket."""
+        return files.cache_folder() if self.is_remote else Path(self.path / "data")
 
-    def run(self, key: str) -> Path:
+    def run(self, key: str) -> epath.Path:
         return self.path / "runs" / key
 
     def open(self, create: bool) -> None:
@@ -68,8 +88,16 @@ class Workdir:
         Raises:
           UserError: it holds other things, is a file, cannot be written, or is not there (with create=False).
         """
-        ours = (self.path / "study.json").exists()
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            ours = (self.path / "study.json").exists()
+        except Exception as error:
+            if not self.is_remote:
+                raise
+            raise UserError(
+                f"--workdir={self.path}: the bucket cannot be reached ({_reason(error)}). Check its name, your permissions there, "
+                "and your credentials (gcloud auth application-default login)."
+            ) from error
+        if not self.is_remote and self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: this is a file. Give a folder.")
         if not ours and not create:
             raise UserError(
@@ -82,12 +110,7 @@ class Workdir:
                     "Give a new or empty folder."
                 )
             if create:
-                self.path.mkdir(parents=True, exist_ok=True)
-                if not ours:  # before anything else: a folder without it is not ours
-                    self._write_json("study.json", dict(format=FORMAT, latest="", studies={}))
-                (self.path / "runs").mkdir(exist_ok=True)
-                if not os.access(self.path, os.W_OK):
-                    raise PermissionError("not writable")
+                self._create(ours)
         except OSError as error:
             raise UserError(
                 f"--workdir={self.path}: cannot be written ({error.strerror or error}). Give another folder."
@@ -98,17 +121,44 @@ class Workdir:
                 f"--workdir={self.path}: written in format {found}, this version reads {FORMAT}. Use a new folder."
             )
 
+    def _create(self, ours: bool) -> None:
+        if not self.is_remote:
+            self.path.mkdir(parents=True, exist_ok=True)
+        if not ours:  # before anything else: a folder without it is not ours
+            self._write_json("study.json", dict(format=FORMAT, latest="", studies={}))
+        if not self.is_remote:
+            (self.path / "runs").mkdir(exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError("not writable")
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One writer at a time; the lock goes with the process, however it ends."""
-        with open(self.path / ".lock", "w") as file:
+    def lock(self, keys: Sequence[str] | None = None) -> Iterator[None]:
+        """Be the only writer of the whole workdir, or of the runs `keys`; see `elastic_jax.study.lock`.
+
+        Temporary files that a killed writer of the same left behind are removed.
+
+        Raises:
+          UserError: another process has the whole, or one of these runs, or (for the whole) any run.
+        """
+        with lock_lib.hold(self.path, keys) as self._held:
+            if not self.is_remote:
+                folders = [self.run(key) for key in keys or ()]
+                if keys is None:
+                    folders = [self.path, self.report, *(self.path / "runs").iterdir()]
+                    files.sweep([epath.Path(self.data)], older=86400)  # a plan prepares data without a lock
+                files.sweep(folders)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"--workdir={self.path}: another process is running a study here. Wait for it, or stop it."
-                ) from None
-            yield
+                yield
+            finally:
+                self._held = lock_lib.Held()
+
+    def holders(self) -> dict[str, lock_lib.Holder]:
+        """Who writes here now, by run, with `elastic_jax.study.lock.STUDY` for the whole."""
+        return lock_lib.holders(self.path)
+
+    def check_lock(self) -> None:
+        """Raises UserError where another process has taken over the lock that this one had."""
+        self._held.check()
 
     def studies_file(self) -> dict[str, Any]:
         try:
@@ -153,14 +203,23 @@ class Workdir:
 
     def reached(self, key: str) -> int:
         """Updates of the run's newest checkpoint; 0 where it has none."""
-        return max((int(p.name) for p in (self.run(key) / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+        folder = self.run(key) / "checkpoints"
+        steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+        if self.is_remote:
+            steps = [step for step in steps if (folder / str(step) / _COMMITTED).exists()]
+        return steps[0] if steps else 0
 
     def rows(self, key: str) -> Frame:
         """Everything measured in a run so far, under any protocol."""
         path = self.run(key) / "measures.parquet"
         if not path.exists():
             return pd.DataFrame(columns=list(ROW_COLUMNS))
-        return pq.read_table(path).to_pandas()
+        return pq.read_table(io.BytesIO(path.read_bytes())).to_pandas()
+
+    def is_measured(self) -> bool:
+        """Whether any run of a study here has been measured."""
+        keys = {run["run"] for entry in self.studies_file()["studies"].values() for run in entry["runs"]}
+        return any(self.each(lambda key: (self.run(key) / "measures.parquet").exists(), sorted(keys)))
 
     def add_rows(self, key: str, rows: list[dict[str, Any]]) -> None:
         new = pd.DataFrame(rows, columns=list(ROW_COLUMNS))
@@ -168,7 +227,14 @@ class Workdir:
         both = pd.concat([old, new], ignore_index=True) if len(old) else new
         self._write_parquet(self.run(key) / "measures.parquet", both, {})
 
-    def write_table(self) -> Path:
+    def each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """`function` of every item, several at a time where the files lie in a bucket."""
+        if not self.is_remote:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            return list(threads.map(function, items))
+
+    def write_table(self) -> epath.Path:
         """The one long table: the rows of every study here, each under its own protocol and at its own points."""
         studies = self.studies_file()["studies"]
         frames = [self._study_rows(name, entry) for name, entry in studies.items()]
@@ -184,8 +250,9 @@ class Workdir:
         public = {}
         for name, entry in studies.items():
             public[name] = {k: v for k, v in entry.items() if k not in hidden}
+            done = self.each(lambda run: self.read_run(run["run"], "DONE"), entry["runs"])
             public[name]["runs"] = [
-                dict(run, wall_seconds=self.read_run(run["run"], "DONE").get("wall_seconds")) for run in entry["runs"]
+                dict(run, wall_seconds=end.get("wall_seconds")) for run, end in zip(entry["runs"], done, strict=True)
             ]
         metadata = {table.SCHEMA_KEY: json.dumps({"studies": public}).encode()}
         self._write_parquet(self.table, whole[list(table.COLUMNS)], metadata)
@@ -194,8 +261,8 @@ class Workdir:
     def _study_rows(self, name: str, entry: Mapping[str, Any]) -> Frame:
         common = dict(study=name, model=entry["model"], params=entry["params"])
         frames = [pd.DataFrame([dict(fact, **common) for fact in entry["facts"]])]
-        for run in entry["runs"]:
-            rows = self.rows(run["run"])
+        every = self.each(lambda run: self.rows(run["run"]), entry["runs"])
+        for run, rows in zip(entry["runs"], every, strict=True):
             rows = rows[(rows.protocol == entry["protocol"]) & rows.updates.isin(run["measured"])]
             if not len(rows):
                 continue
@@ -208,11 +275,18 @@ class Workdir:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def _write_json(self, name: str, value: Any) -> None:
+        self.check_lock()
         files.write_text(self.path / name, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
-    def _write_parquet(self, path: Path, frame: Frame, metadata: Mapping[bytes, bytes]) -> None:
+    def _write_parquet(self, path: epath.Path, frame: Frame, metadata: Mapping[bytes, bytes]) -> None:
+        self.check_lock()
         arrow = pa.Table.from_pandas(frame, preserve_index=False)
         arrow = arrow.replace_schema_metadata(dict(metadata))
         buffer = io.BytesIO()
         pq.write_table(arrow, buffer)
         files.write_bytes(path, buffer.getvalue())
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -2,10 +2,18 @@
 
 Orbax `CheckpointManager`, asynchronous. A step folder holds `params`, `opt_state` and `meta` (JSON: lineage, data position,
 volumes), so that parameters can be read without the moments, and the lineage without any array.
+
+Training goes on at once: `save` launches a copy of the state and its checksums on the devices and returns; fetching them, and
+everything that touches the disk or the bucket, happens in a thread. With several processes, whose saves meet at barriers on the
+devices, or without memory for a copy, `save` returns when the host has the state, and only the writing is left to a thread.
 """
 
 import dataclasses
+import functools
 import logging
+import os
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,7 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
+from elastic_jax.data import files
+from elastic_jax.errors import UserError
 from elastic_jax.models.transformer import Decoder, Params
+from elastic_jax.parallel import distributed, together
 from elastic_jax.train import checksum
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.state import TrainState
@@ -31,10 +42,13 @@ class Checkpoints:
     """The checkpoints of one run, by number of updates."""
 
     def __init__(self, folder: epath.PathLike, model: Decoder, mesh: Mesh):
-        self.folder = epath.Path(folder)
+        self.folder = files.absolute(epath.Path(folder))
         self._model, self._mesh = model, mesh
+        # Weights and moments hardly compress (an eighth is saved), and zstd takes most of the time of a save and of a restore.
+        arrays = functools.partial(ocp.PyTreeCheckpointHandler, use_compression=False)
         self._manager = ocp.CheckpointManager(
             self.folder,
+            item_handlers=dict(params=arrays(), opt_state=arrays(), meta=ocp.JsonCheckpointHandler()),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None,  # the study decides which points stay
                 create=True,
@@ -42,31 +56,66 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._saving: Future[None] | None = None
+        self._obsolete: set[int] = set()
 
     def updates(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Complete checkpoints and the one being written, oldest first."""
+        self._join()
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, updates: int, meta: dict[str, Any]) -> None:
-        """Start writing; `wait` or the next save waits for it. Written under a temporary name and renamed when complete."""
-        disk = state_lib.to_disk(state, self._model)
+    def save(self, state: TrainState, updates: int, meta: dict[str, Any], instead_of: Collection[int] = ()) -> None:
+        """Start writing; `wait` or the next save waits for it. A checkpoint is there only when it is complete.
+
+        Args:
+          state: may be donated to the next update as soon as this returns.
+          updates: its number.
+          meta: JSON.
+          instead_of: checkpoints to delete when this one is complete; done by the next save or `wait`.
+        """
+        self._join()
+        in_thread = jax.process_count() == 1 and has_room(state)
+        disk = (_copied if in_thread else _unstacked)(self._model, state)
+        items = dict(params=disk.params, opt_state=disk.opt_state)
+        # Launched from here: programs of several devices must reach all of them in one order.
+        sums = {name: checksum.start(item, self._mesh) for name, item in items.items()}
+        obsolete, self._obsolete = self._obsolete, set(instead_of)
+        if in_thread:
+            self._saving = self._thread.submit(self._write, items, sums, updates, meta, obsolete)
+        else:
+            self._write(items, sums, updates, meta, obsolete)
+
+    def _write(
+        self, items: dict[str, Any], sums: dict[str, Any], updates: int, meta: dict[str, Any], obsolete: Collection[int]
+    ) -> None:
+        self._delete_complete(obsolete)
         meta = {**meta, "updates": updates}
-        checksums = dict(
-            params=checksum.of_arrays(disk.params, self._mesh),
-            opt_state=checksum.of_arrays(disk.opt_state, self._mesh),
-            meta=checksum.of_json(meta),
-        )
-        self._manager.save(
-            updates,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(disk.params),
-                opt_state=ocp.args.StandardSave(disk.opt_state),
-                meta=ocp.args.JsonSave({**meta, "checksums": checksums}),
-            ),
-        )
+        checksums = {name: checksum.finish(item, sums[name]) for name, item in items.items()}
+        checksums["meta"] = checksum.of_json(meta)
+        arrays = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
+        stated = ocp.args.JsonSave({**meta, "checksums": checksums})
+        self._manager.save(updates, args=ocp.args.Composite(**arrays, meta=stated))
+
+    def _delete_complete(self, numbers: Collection[int]) -> None:
+        """Once what was saved instead of them is complete."""
+        if numbers:
+            self._manager.wait_until_finished()
+            for number in sorted(set(numbers) & set(self._manager.all_steps())):
+                self._manager.delete(number)
+
+    def _join(self) -> None:
+        """Wait until the thread is done, and raise what it raised."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.result()
 
     def wait(self) -> None:
+        """Until what was saved is complete, and what it replaces is gone."""
+        self._join()
         self._manager.wait_until_finished()
+        obsolete, self._obsolete = self._obsolete, set()
+        self._delete_complete(obsolete)
 
     def delete(self, updates: int) -> None:
         self.wait()
@@ -86,8 +135,8 @@ class Checkpoints:
         target = self._on_disk(tx)
         items = self._read(
             updates,
-            params=ocp.args.StandardRestore(target.params),
-            opt_state=ocp.args.StandardRestore(target.opt_state),
+            params=_into(target.params),
+            opt_state=_into(target.opt_state),
             meta=ocp.args.JsonRestore(),
         )
         state = TrainState(jnp.asarray(items["meta"]["updates"], jnp.int32), items["params"], items["opt_state"])
@@ -97,17 +146,32 @@ class Checkpoints:
         """Parameters alone; raises as `restore` does."""
         tx = optax.identity()
         target = self._on_disk(tx)
-        items = self._read(updates, params=ocp.args.StandardRestore(target.params), meta=ocp.args.JsonRestore())
+        items = self._read(updates, params=_into(target.params), meta=ocp.args.JsonRestore())
         state = TrainState(jnp.zeros((), jnp.int32), items["params"], optax.EmptyState())
         return self._in_memory(state, tx).params, items["meta"]
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is being written; what it replaces stays for whoever continues."""
+        try:
+            self._join()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
     def _read(self, updates: int, **args: Any) -> dict[str, Any]:
+        self._join()
+        name = f"Checkpoint {self.folder / str(updates)}"
+        if jax.process_count() > 1 and not files.is_remote(self.folder):
+            seen = together.listing(self.folder / str(updates))
+            together.same_for_all(name, seen, "The workdir has to be one folder that all hosts mount.")
         try:
-            items = dict(self._manager.restore(updates, args=ocp.args.Composite(**args)))
+            with together.all_or_none(name):
+                items = dict(self._manager.restore(updates, args=ocp.args.Composite(**args)))
+        except UserError:
+            raise
         except Exception as error:  # orbax and tensorstore raise many kinds for one cause
+            if distributed.lost_peer(error):  # nothing is wrong with the files
+                raise
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise Damaged(f"Checkpoint {self.folder / str(updates)} cannot be read ({reason}).") from error
         meta = items["meta"]
@@ -131,3 +195,43 @@ class Checkpoints:
             return state
         places = state_lib.shardings(self._model, tx, self._mesh)
         return jax.jit(lambda tree: state_lib.from_disk(tree, self._model), out_shardings=places)(state)
+
+
+def _into(target: Any) -> Any:
+    """Restore arguments for a tree of abstract arrays; other shapes are an error."""
+    return ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+
+
+def has_room(tree: Any) -> bool:
+    """Whether every device of this process has memory for a second copy of its part of `tree`, beside all it ever used at once."""
+    needed: dict[Any, int] = {}  # by device
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            needed[shard.device] = needed.get(shard.device, 0) + shard.data.nbytes
+    if all(device.platform == "cpu" for device in needed):
+        # Twice: orbax makes one of its own while this one is alive.
+        return 2 * sum(needed.values()) < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for device, size in needed.items():
+        stats = device.memory_stats() or {}
+        if size > stats.get("bytes_limit", 0) - stats.get("peak_bytes_in_use", 0):
+            return False
+    return True
+
+
+# One program each, so that launching takes a millisecond and not one per array.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _copied(model: Decoder, state: TrainState) -> TrainState:
+    """As the files hold it, in new buffers: the old ones may be donated while these are written."""
+    return jax.tree.map(jnp.copy, state_lib.to_disk(state, model))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _slices(model: Decoder, state: TrainState) -> TrainState:
+    return state_lib.to_disk(state, model)
+
+
+def _unstacked(model: Decoder, state: TrainState) -> TrainState:
+    """As the files hold it, without a copy where they hold what is in memory."""
+    return state if model.config.layout == "unroll" else _slices(model, state)

@@ -23,12 +23,26 @@ def of_json(values: Any) -> int:
 
 def of_arrays(tree: Any, mesh: Mesh) -> int:
     """A 32-bit sum over names, shapes and bits of all arrays of `tree`, which lie on `mesh`."""
+    return finish(tree, start(tree, mesh))
+
+
+def start(tree: Any, mesh: Mesh) -> list[jax.Array]:
+    """The sum of every array, launched and not waited for, unless the devices are simulated."""
+    # One call per array: layers have the same shapes, so that deep models compile no more than shallow ones.
+    total = _jitted(mesh)
+    simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    # Simulated devices share a few threads. Many sums over all of them at once can leave each waiting for a thread that another
+    # holds, which XLA ends by aborting the process.
+    return [jax.block_until_ready(total(leaf)) if simulated else total(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def finish(tree: Any, sums: list[jax.Array]) -> int:
+    """What `of_arrays` gives, of what `start` began; of `tree` only names, shapes and types are looked at."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     leaves = jax.tree.leaves(tree)
-    # One call per array: layers have the same shapes, so that deep models compile no more than shallow ones.
-    sums = jax.device_get([_jitted(mesh)(leaf) for leaf in leaves])
     parts = [
-        [path, str(leaf.dtype), leaf.shape, int(total)] for path, leaf, total in zip(paths, leaves, sums, strict=True)
+        [path, str(leaf.dtype), leaf.shape, int(total)]
+        for path, leaf, total in zip(paths, leaves, jax.device_get(sums), strict=True)
     ]
     return of_json(parts)
 

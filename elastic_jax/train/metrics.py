@@ -12,13 +12,16 @@ from typing import Any, Literal, Protocol
 
 from etils import epath
 
+from elastic_jax.data import files
 from elastic_jax.errors import UserError
 from elastic_jax.parallel import distributed
 
 Kind = Literal["train", "measure"]
 FILE = "metrics.jsonl"
-# An object store cannot append: the file is written again as a whole, so not at every line.
+# An object store cannot append: the file is written again as a whole. Not at every line, and the longer it is the more seldom,
+# so that a run of any length uploads no more than so many bytes per second.
 _REMOTE_SECONDS = 30.0
+_REMOTE_BYTES_PER_SECOND = 1e6
 
 
 class Writer(Protocol):
@@ -42,16 +45,19 @@ class JsonLines:
 
     `time` is in seconds since 1970. A value that is not finite becomes null, which is all that JSON can say
     about it. Every line is handed to the operating system at once, so a killed process loses none; a machine
-    that loses power may leave half a line, which the next writer removes.
+    that loses power may leave half a line, which the next writer removes. In a bucket the file is written as a
+    whole, at intervals and by `flush`: before every checkpoint, so that what is lost is trained again.
     """
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._local = _is_local(self._path)
+        self._local = not files.is_remote(self._path)
+        if self._local:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: Any = None
         self._lines: list[str] = []  # the whole file, where it cannot be appended to
-        self._written = 0.0
+        self._size = self._uploaded = 0
+        self._written = time.monotonic()
         self._open()
 
     def write(self, updates: int, values: Mapping[str, float], kind: Kind = "train") -> None:
@@ -67,7 +73,8 @@ class JsonLines:
             self._file.flush()
         else:
             self._lines.append(line)
-            if time.monotonic() - self._written > _REMOTE_SECONDS:
+            self._size += len(line)
+            if time.monotonic() - self._written > max(_REMOTE_SECONDS, self._size / _REMOTE_BYTES_PER_SECOND):
                 self.flush()
 
     def truncate(self, after_updates: int) -> None:
@@ -84,8 +91,9 @@ class JsonLines:
     def flush(self) -> None:
         if self._local:
             self._file.flush()
-        elif self._lines:
+        elif len(self._lines) != self._uploaded:
             self._replace(self._lines)
+            self._uploaded = len(self._lines)
             self._written = time.monotonic()
 
     def close(self) -> None:
@@ -98,6 +106,7 @@ class JsonLines:
     def _open(self) -> None:
         if not self._local:
             self._lines = [line for line, _ in _parse(self._path)]
+            self._size, self._uploaded = sum(map(len, self._lines)), len(self._lines)
             return
         if self._path.exists():
             with open(self._path, "rb+") as file:
@@ -106,9 +115,7 @@ class JsonLines:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def _replace(self, lines: Iterable[str]) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self._path)
+        files.write_text(self._path, "".join(lines))
 
 
 class TensorBoard:
@@ -211,10 +218,6 @@ def read(path: epath.PathLike) -> list[dict[str, Any]]:
       UserError: another line is not JSON.
     """
     return [{name: math.nan if value is None else value for name, value in row.items()} for _, row in _parse(path)]
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
 
 
 def _parse(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:

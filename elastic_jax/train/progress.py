@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
+from elastic_jax.models.flops import PerToken
 from elastic_jax.parallel import distributed
 
 Mode = Literal["auto", "bar", "lines", "off"]
@@ -27,7 +28,9 @@ class Snapshot:
       step, steps: optimizer updates done and planned.
       loss: the newest training loss.
       tokens_per_second: over the last seconds, all devices together, without the compiling step.
-      mfu: model FLOP utilisation in [0, 1]; None on CPU.
+      tokens_per_device: the same, of one device; None when there is only one.
+      mfu, mfu_full, hfu: shares of the peak in [0, 1]: causal attention, all pairs of tokens, and causal with what is recomputed
+        (`models.flops`); None on CPU.
       eta, study_eta: seconds until the run and the whole study are done.
     """
 
@@ -38,7 +41,10 @@ class Snapshot:
     steps: int
     loss: float | None = None
     tokens_per_second: float | None = None
+    tokens_per_device: float | None = None
     mfu: float | None = None
+    mfu_full: float | None = None
+    hfu: float | None = None
     eta: float | None = None
     study_eta: float | None = None
 
@@ -81,8 +87,12 @@ def format_details(s: Snapshot) -> str:
         parts.append(f"loss {s.loss:#.3g}")
     if s.tokens_per_second is not None:
         parts.append(f"{format_count(s.tokens_per_second)} tok/s")
+    if s.tokens_per_device is not None:
+        parts.append(f"({format_count(s.tokens_per_device)}/device)")
     if s.mfu is not None:
         parts.append(f"mfu {s.mfu:.0%}")
+    if s.mfu_full is not None and s.hfu is not None:
+        parts.append(f"(full {s.mfu_full:.0%}, hfu {s.hfu:.0%})")
     if s.eta is not None:
         parts.append(f"eta {format_duration(s.eta)}")
     if s.study_eta is not None:
@@ -150,7 +160,8 @@ class Progress:
       study_tokens, study_tokens_done: tokens planned for the whole study, and those of it done before this
         run began (or, for a resumed run, before its first step); without them no study ETA is shown.
       flops_per_token: of training, from the analytical count; peak_flops: FLOP/s of all devices together,
-        None on CPU. MFU is their rate over their peak, and is shown only when both are known.
+        None on CPU. MFU is their rate over their peak, and is shown only when both are known; with all three counts also the
+        full one and HFU. `devices` is how many the peak is of: above 1, tokens per second of one of them are shown too.
       interval: seconds between lines in a log; the last step always has one.
       mode: "auto" shows a bar in a terminal or notebook and lines elsewhere.
       active: whether this process shows anything; by default only process 0 does.
@@ -167,8 +178,9 @@ class Progress:
         start: int = 0,
         study_tokens: int | None = None,
         study_tokens_done: int = 0,
-        flops_per_token: float | None = None,
+        flops_per_token: PerToken | float | None = None,
         peak_flops: float | None = None,
+        devices: int = 1,
         interval: float = 10.0,
         window: float = 30.0,
         mode: Mode = "auto",
@@ -179,7 +191,7 @@ class Progress:
         self._run, self._index, self._runs = run, index, runs
         self._steps, self._step, self._start, self._tokens_per_step = steps, start, start, tokens_per_step
         self._study_tokens, self._study_tokens_done = study_tokens, study_tokens_done
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._flops_per_token, self._peak_flops, self._devices = flops_per_token, peak_flops, devices
         self._interval, self._clock = interval, clock
         self._rate = Rate(window, clock)
         self._loss: float | None = None
@@ -215,15 +227,26 @@ class Progress:
         with self._rate.paused():
             yield
 
+    def plan(self, steps: int) -> None:
+        """There are `steps` to do after all."""
+        self._steps = steps
+        if self._mode == "bar":
+            self._bar.update(self._task, total=steps)
+
     def snapshot(self) -> Snapshot:
         """The numbers as they are now."""
         rate = self._rate.steps_per_second
-        tokens_per_second = mfu = eta = study_eta = None
+        tokens_per_second = mfu = mfu_full = hfu = eta = study_eta = None
         if rate is not None:
             tokens_per_second = rate * self._tokens_per_step
             eta = max(0, self._steps - self._step) / rate
             if self._flops_per_token and self._peak_flops:
-                mfu = tokens_per_second * self._flops_per_token / self._peak_flops
+                counts = self._flops_per_token
+                share = tokens_per_second / self._peak_flops
+                if isinstance(counts, PerToken):
+                    mfu, mfu_full, hfu = share * counts.causal, share * counts.full, share * counts.executed
+                else:
+                    mfu = share * counts
             if self._study_tokens is not None:
                 here = (self._step - self._start) * self._tokens_per_step
                 study_eta = max(0, self._study_tokens - self._study_tokens_done - here) / tokens_per_second
@@ -235,7 +258,10 @@ class Progress:
             steps=self._steps,
             loss=self._loss,
             tokens_per_second=tokens_per_second,
+            tokens_per_device=tokens_per_second / self._devices if tokens_per_second and self._devices > 1 else None,
             mfu=mfu,
+            mfu_full=mfu_full,
+            hfu=hfu,
             eta=eta,
             study_eta=study_eta,
         )
@@ -275,6 +301,64 @@ class Progress:
             f"[{self._index}/{self._runs} {self._run}]", total=self._steps, completed=self._start, details=""
         )
         self._bar.start()
+
+
+class Group:
+    """Several runs that advance together, shown as one whose steps are those of all of them; a context manager.
+
+    Args:
+      whole: with the updates of all runs planned.
+    """
+
+    def __init__(self, whole: Progress):
+        self._whole = whole
+        self._steps, self._done = whole.snapshot().steps, 0
+        self._losses: dict[int, float] = {}
+        self._members = 0
+
+    @contextlib.contextmanager
+    def member(self, start: int, stop: int, planned: int) -> Iterator["Member"]:
+        """One of the runs, of `planned` updates, which goes from `start` to `stop`."""
+        self._steps += stop - start - planned
+        self._whole.plan(self._steps)
+        self._members += 1
+        number = self._members
+        try:
+            yield Member(self, number, start)
+        finally:
+            self._losses.pop(number, None)
+
+    def advance(self, member: int, steps: int, loss: float | None) -> None:
+        self._done += steps
+        if loss is not None:
+            self._losses[member] = loss
+        mean = sum(self._losses.values()) / len(self._losses) if self._losses else None
+        self._whole.update(self._done, mean)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return self._whole.paused()
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._whole.close()
+
+
+class Member:
+    """A run of a group; what a training loop uses of `Progress`."""
+
+    def __init__(self, group: Group, number: int, start: int):
+        self._group, self._number, self._step = group, number, start
+
+    def update(self, step: int, loss: float | None = None) -> None:
+        """As `Progress.update`."""
+        self._group.advance(self._number, step - self._step, loss)
+        self._step = step
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """As `Progress.paused`."""
+        return self._group.paused()
 
 
 def _interactive(stream: TextIO | None) -> bool:

@@ -1,6 +1,11 @@
-"""What happens in one update?"""
+"""What happens in one update?
+
+Sums and weights first, one division last: however a batch is cut into parts and spread over devices, its gradient is that of
+the whole. Gradients are added up in float32, and moments and parameters are updated in it, whatever the dtype of the model.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +15,10 @@ from jax.sharding import Mesh
 
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.objectives import Batch, Objective
-from elastic_jax.parallel.mesh import batch_sharding, replicated, shard
+from elastic_jax.parallel import mesh as mesh_lib
+from elastic_jax.parallel.mesh import batch_sharding, batch_shards, replicated, shard
 from elastic_jax.train import state as state_lib
+from elastic_jax.train.accumulate import Reduce
 from elastic_jax.train.state import TrainState
 
 
@@ -33,44 +40,47 @@ class Step:
 
 
 def make_train_step(
-    model: Decoder, objective: Objective, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int = 1
+    model: Decoder,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accumulate: int = 1,
+    reduce: Reduce = "step",
 ) -> Step:
     """The update of a stage.
 
-    The key is the stage's; each update folds in its own number. With `accumulate` k > 1 the batch is cut into k parts whose
-    loss sums and weights are added before the one division, so that the gradient is that of the whole batch.
-
     An update whose loss or gradient is not finite leaves parameters and moments as they were and reports `finite` = 0: the
     last good state is still there when the host hears of it.
+
+    Args:
+      accumulate: parts of the batch that are computed one after the other.
+      reduce: what devices exchange while they accumulate. "step": nothing; the parameters are gathered over fsdp before the
+        first part and each device adds up the gradient of its own rows, 4 bytes for every parameter on top of those of the
+        compute dtype, reduced once at the end. "micro": every part's gradient is reduced, and only the device's share of it is
+        kept, as the parameters are gathered where they are used: for models that do not fit otherwise.
+
+    The key is the stage's; each update folds in its own number, each part its own, and under "step" each device.
     """
+    update = make_update(model, objective, tx, mesh, accumulate, reduce)
+    places = state_lib.shardings(model, tx, mesh)
+    jitted = jax.jit(
+        update,
+        in_shardings=(places, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Step(jitted, mesh)
 
-    def loss_sum(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        total, weight, metrics = objective.loss(model, params, batch, key)
-        return total, (weight, metrics)
 
-    gradient = jax.value_and_grad(loss_sum, has_aux=True)
-
-    def accumulated(params: Any, batch: Batch, key: jax.Array) -> Any:
-        if accumulate == 1:
-            return gradient(params, batch, key)
-        # Every accumulate-th row goes to one part: rows stay on the device that holds them.
-        parts = jax.tree.map(
-            lambda x: shard(jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), None, "batch"), batch
-        )
-
-        def add(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            number, rows = part
-            return jax.tree.map(jnp.add, carry, gradient(params, rows, jax.random.fold_in(key, number))), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zero = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, first, key)
-        )
-        return jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))[0]
+def make_update(
+    model: Decoder, objective: Objective, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, reduce: Reduce
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The update itself, to be traced inside other device code; objective and optimiser may hold traced numbers."""
+    gradient = _accumulated(model, objective, batch_shards(mesh), accumulate, reduce)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.updates)
-        (total, (weight, sums)), grads = accumulated(state.params, batch, key)
+        (total, (weight, sums)), grads = gradient(state.params, batch, key)
         weight = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
@@ -85,12 +95,53 @@ def make_train_step(
         tokens = sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.zeros((), jnp.int32))
         return state, {**metrics, "loss": loss, "grad_norm": norm, "tokens": tokens, "finite": finite}
 
-    places = state_lib.shardings(model, tx, mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(places, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(places, replicated(mesh)),
-        donate_argnums=0,
+    return step
+
+
+def _accumulated(model: Decoder, objective: Objective, shards: int, accumulate: int, reduce: Reduce) -> Any:
+    """(params, batch, key) -> ((loss sum, (weight, metric sums)), gradient of the loss sum in float32)."""
+    # Inside `over_shards` these are the places of a device's whole copy, outside those of the parameters.
+    placed = lambda tree: jax.tree.map(  # noqa: E731
+        lambda dims, leaf: shard(leaf, *dims), model.dims, tree, is_leaf=lambda node: isinstance(node, tuple)
     )
 
-    return Step(jitted, mesh)
+    def gradient(params: Any, batch: Batch, key: jax.Array) -> Any:
+        def loss_sum(params: Any) -> tuple[jax.Array, Any]:
+            total, weight, metrics = objective.loss(model, params, batch, key)
+            return total, (weight, metrics)
+
+        sums, grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
+        return sums, placed(jax.tree.map(_wide, grads))
+
+    def scanned(gradient: Any, batch: Batch, key: jax.Array) -> Any:
+        """The sum of `gradient(part, key of the part)` over the parts, which are the first dim of the batch."""
+
+        def add(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            number, rows = part
+            return jax.tree.map(jnp.add, carry, gradient(rows, jax.random.fold_in(key, number))), None
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, first, key))
+        return jax.lax.scan(add, zero, (jnp.arange(accumulate), batch))[0]
+
+    def by_part(params: Any, batch: Batch, key: jax.Array) -> Any:
+        # Every accumulate-th row goes to one part: rows stay on the device that holds them.
+        cut = lambda x: shard(jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), None, "batch")  # noqa: E731
+        return scanned(lambda rows, key: gradient(params, rows, key), jax.tree.map(cut, batch), key)
+
+    def by_device(params: Any, batch: Batch, key: jax.Array) -> Any:
+        cut = lambda x: shard(x.reshape(shards, -1, *x.shape[1:]), "batch")  # noqa: E731
+
+        def of_device(params: Any, batch: Batch, device: jax.Array) -> Any:
+            return by_part(placed(params), batch, jax.random.fold_in(key, device))
+
+        every = mesh_lib.over_shards(of_device, (None, 0, 0))(params, jax.tree.map(cut, batch), jnp.arange(shards))
+        sums, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), every)
+        return sums, placed(grads)
+
+    many = by_part if shards == 1 or reduce == "micro" else by_device
+    return lambda params, batch, key: (gradient if accumulate == 1 else many)(model.compute_params(params), batch, key)
+
+
+def _wide(gradient: jax.Array) -> jax.Array:
+    return gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))

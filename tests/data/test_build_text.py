@@ -4,13 +4,16 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from elastic_jax import objectives
 from elastic_jax.data import sources
 from elastic_jax.data.build import build
 from elastic_jax.data.roles import text_key
 from elastic_jax.errors import UserError
+from tests import tiny
 
 TEXT = dict(align="text", perturb="text")
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -248,6 +251,46 @@ def test_held_out_prose_is_cut_from_documents_never_trained_on(files):
 # -- prompts and pairs ---------------------------------------------------------------------------------------
 
 
+def test_packed_pretraining_is_the_unpacked_in_loss_and_gradient(files):
+    packed, plain = (made(files, seq_len=192, pack=dict(pretrain=pack)) for pack in ("best_fit", "none"))
+    ours, theirs = packed.train["pretrain"], plain.train["pretrain"]
+    assert ours.rows < theirs.rows and ours.packed and not theirs.packed
+    assert theirs.counts["truncated_rows"] == ours.counts["split_documents"] == 0
+    assert ours.counts["loss_tokens"] == theirs.counts["loss_tokens"]
+    model = tiny.decoder(vocab_size=packed.tokenizer.vocab_size, seq_len=192)
+    params, sft = tiny.random_params(model), objectives.make("sft")
+
+    @jax.jit
+    def update(params, batch):
+        def total(params):
+            summed, weight, _ = sft.loss(model, params, batch, jax.random.key(0))
+            return summed / weight, weight
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    (loss, weight), gradient = update(params, ours.arrays())
+    (expected, expected_weight), expected_gradient = update(params, theirs.arrays())
+    assert weight == expected_weight == ours.counts["loss_tokens"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    tiny.assert_trees_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_how_rows_are_filled_is_a_choice_of_pretraining(files):
+    plain = made(files)
+    assert made(files, pack=dict(pretrain="concat")).train["pretrain"].digest == plain.train["pretrain"].digest
+    packed = made(files, pack=dict(pretrain="best_fit"))
+    assert packed.train["pretrain"].ids == plain.train["pretrain"].ids
+    assert packed.train["align"].digest == plain.train["align"].digest
+    assert packed.heldout["pretrain"].digest == plain.heldout["pretrain"].digest
+    efficiency = {f["split"]: f["value"] for f in packed.facts if f["measure"] == "token_efficiency"}
+    assert set(efficiency) == {role + end for role in ("pretrain", "align", "perturb") for end in ("", "-heldout")}
+    counts = packed.train["pretrain"].counts
+    assert efficiency["pretrain"] == counts["loss_tokens"] / (counts["rows"] * 16) > 0.8
+    # Read batch by batch, the prepared data is the same, and nothing is read again.
+    again = made(files, pack=dict(align="best_fit"))
+    assert again.digest == plain.digest and again.packed_batches == {"align"}
+
+
 @pytest.fixture
 def pairs(tmp_path):
     def rows(count, seed):
@@ -349,6 +392,9 @@ def test_pairs_that_share_a_text_serve_one_role(pairs):
         (dict(columns=dict(chosen="text")), [r"data\.columns\.rejected=''"]),
         (dict(tokenizer=dict(vocab_size=100)), [r"data\.tokenizer\.vocab_size=100"]),
         (dict(prose="prose.md"), [r"data\.prose: no file"]),
+        (dict(rows=dict(prose=30)), [r"data\.rows\.prose=30, but data\.prose is empty", r"data\.rows\.prose=-1"]),
+        (dict(pack=dict(pretrain="bestfit")), [r"data\.pack\.pretrain='bestfit'", "best_fit"]),
+        (dict(pack=dict(align="concat")), [r"data\.pack\.align='concat'", "counted in examples"]),
     ],
 )
 def test_mistakes_name_their_field(files, changes, patterns):
@@ -366,6 +412,11 @@ def test_train_and_test_of_the_same_rows(files):
 def test_prose_with_one_document(files):
     (files / "one.txt").write_text("a single document\n")
     refused(lambda: made(files, prose=str(files / "one.txt")), "data.prose has 1 different documents")
+
+
+def test_pairs_are_never_packed(pairs):
+    kinds, pack = dict(align="pair", perturb="text"), dict(align="best_fit")
+    refused(lambda: made(pairs, kinds, pack=pack, **PAIRED), r"data\.pack\.align='best_fit'", "never packed")
 
 
 def test_pairs_need_two_columns(files):

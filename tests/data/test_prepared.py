@@ -1,6 +1,8 @@
 import json
 import logging
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -148,3 +150,25 @@ def test_processes_that_race_agree(tmp_path):
 def test_bucket_is_refused_with_the_cure():
     with pytest.raises(UserError, match="local or mounted disk"):
         prepared.local_path("gs://bucket/run/data")
+
+
+def test_what_killed_processes_left_is_swept_when_it_is_old(tmp_path):
+    made = make(tmp_path)
+    old, young = tmp_path / "align-x.tmp-0123456789ab", tmp_path / "align-y.tmp-0123456789ab"
+    inside, foreign = made.folder / "ids.json.tmp-0123456789ab", tmp_path / "notes.tmp-mine"
+    growing = tmp_path / "align-z.tmp-0123456789ab"
+    for folder in (old, young, growing):
+        folder.mkdir()
+        (folder / "data.array_record").write_bytes(b"half")
+    for file in (inside, foreign):
+        file.write_bytes(b"half")
+    before = time.time() - 2 * 24 * 3600
+    for path in (old / "data.array_record", old, inside, foreign, growing):
+        os.utime(path, (before, before))
+    prepared.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [made.folder.name, young.name, growing.name, foreign.name]
+    )
+    assert not inside.exists()
+    assert prepared.open_prepared(made.folder).digest == made.digest
+    prepared.sweep(tmp_path / "nowhere")

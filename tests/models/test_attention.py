@@ -6,7 +6,8 @@ import numpy as np
 import plain
 import pytest
 
-from elastic_jax.models.attention import attend, causal_mask, rotate
+from elastic_jax.models.attention import View, attend, causal_mask, rotate
+from elastic_jax.models.attention.reference import attend_masked
 
 B, T, K, G, H = 2, 6, 2, 3, 8
 
@@ -20,8 +21,7 @@ def draw(*shape, seed=0):
 def test_attention_is_the_softmax_of_each_head(softcap, window, segments):
     q, k, v = draw(B, T, K, G, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
     rows = None if segments is None else jnp.asarray([segments] * B)
-    mask = causal_mask(jnp.arange(T), jnp.arange(T), rows, window)
-    out = jax.jit(attend, static_argnames="softcap")(q, k, v, mask, softcap=softcap)
+    out = jax.jit(attend, static_argnames=("window", "softcap"))(q, k, v, View(rows), window=window, softcap=softcap)
     seen = plain.visible(T, window, segments)
     for b, j, i in np.ndindex(B, K, G):
         expected = plain.head(*(np.float64(x) for x in (q[b, :, j, i], k[b, :, j], v[b, :, j])), seen, softcap)
@@ -30,7 +30,7 @@ def test_attention_is_the_softmax_of_each_head(softcap, window, segments):
 
 def test_attention_is_that_of_jax_nn():
     q, k, v = draw(B, T, K, G, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-    out = attend(q, k, v, causal_mask(jnp.arange(T), jnp.arange(T)))
+    out = attend(q, k, v, View())
     expected = jax.nn.dot_product_attention(q.reshape(B, T, K * G, H), k, v, is_causal=True)
     np.testing.assert_allclose(out.reshape(B, T, K * G, H), expected, rtol=1e-5, atol=1e-6)
 
@@ -39,7 +39,7 @@ def test_huge_scores_and_rows_without_a_key_give_no_nan():
     q, k, v = 1e4 * draw(1, T, 1, 1, H), 1e4 * draw(1, T, 1, H, seed=1), draw(1, T, 1, H, seed=2)
     nothing = jnp.zeros((1, T, T), bool)
     for mask in (causal_mask(jnp.arange(T), jnp.arange(T)), nothing):
-        value, gradient = jax.value_and_grad(lambda q, mask=mask: jnp.sum(attend(q, k, v, mask)))(q)
+        value, gradient = jax.value_and_grad(lambda q, mask=mask: jnp.sum(attend_masked(q, k, v, mask)))(q)
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 

@@ -104,9 +104,9 @@ def loss_and_gradient(model, params):
 
 OTHERS = {
     "llama": [("scan", "none"), ("scan", "full"), ("unroll", "dots")],
-    "qwen": [("scan", "dots")],
+    "qwen": [("scan", "save_qkv_attn_mlp_in")],
     "gemma": [("scan", "full")],
-    "neox": [("scan", "dots")],
+    "neox": [("scan", "save_dot_with_context_except_mlp")],
 }
 
 

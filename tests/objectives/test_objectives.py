@@ -31,20 +31,12 @@ def pair_batch(rows):
     }
 
 
-def test_the_likelihood_of_masked_targets():
+def test_the_likelihood_of_targets():
     rng = np.random.default_rng(0)
     logits = 4 * rng.standard_normal((3, 5, 7)).astype(np.float32)
     targets = rng.integers(0, 7, (3, 5))
-    mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], np.float32)
     nll = numpy_nll(logits, targets)
     np.testing.assert_allclose(likelihood.token_nll(logits, targets), nll, rtol=1e-5, atol=1e-6)
-    total, weight = likelihood.nll_sum(logits, targets, mask)
-    assert float(total) == pytest.approx((nll * mask).sum(), rel=1e-6) and float(weight) == 8
-    rows = likelihood.sequence_log_prob(logits, targets, mask)
-    np.testing.assert_allclose(rows, -(nll * mask).sum(1), rtol=1e-6)
-    assert float(rows[1]) == 0.0
-    uncounted = logits + 100 * (1 - mask[..., None]) * rng.standard_normal(logits.shape).astype(np.float32)
-    np.testing.assert_array_equal(likelihood.sequence_log_prob(uncounted, targets, mask), rows)
 
 
 def test_sft_is_the_mean_over_the_targets_that_count():

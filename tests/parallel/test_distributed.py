@@ -13,8 +13,9 @@ import pytest
 
 from elastic_jax.errors import UserError
 from elastic_jax.parallel import distributed
-from elastic_jax.parallel.distributed import Launch, launch_from
+from elastic_jax.parallel.distributed import launch_from
 from elastic_jax.parallel.hardware import host_cores, host_memory, peak_flops
+from elastic_jax.parallel.rendezvous import Launch
 
 
 def _environment(**values):
@@ -137,13 +138,18 @@ def test_the_host_has_cores_and_memory():
 
 
 _WORKER = """
-    import json, os, sys
+    import json, os, sys, time
     from elastic_jax.errors import UserError
     from elastic_jax.parallel import distributed
     try:
         joined = distributed.initialize(timeout=60)
         import jax
-        pod = distributed.preflight(sys.argv[1], timeout=60)
+        if "PATIENCE" in os.environ and jax.process_index() == 1:
+            distributed._wait("never", "never", float(os.environ["PATIENCE"]) + 2)  # as if it hung here
+        wrong = 30.0 * jax.process_index()
+        pod = distributed.preflight(sys.argv[1], timeout=float(os.environ.get("PATIENCE", 60)),
+                                    clock=lambda: time.time() + wrong)
+        texts = distributed.gather(str(jax.process_index()))
         text = distributed.broadcast_text(f"from {jax.process_index()}")
         more = distributed.broadcast_text(f"again from {jax.process_index()}")
         distributed.barrier("end", timeout=60)
@@ -154,7 +160,7 @@ _WORKER = """
         except UserError as error:
             again = str(error)
         result = dict(joined=joined, main=distributed.is_main(), processes=pod.processes, devices=pod.devices,
-                      hosts=pod.hosts, text=text, more=more, again=again)
+                      hosts=pod.hosts, text=text, more=more, again=again, skew=pod.skew, texts=texts)
     except UserError as error:
         result = dict(error=str(error))
     print(json.dumps(result), flush=True)
@@ -167,13 +173,14 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def _start(script, arguments, count=2, devices=(2, 2)):
+def _start(script, arguments, count=2, devices=(2, 2), **values):
     port = _free_port()
     workers = []
     for process, argument in enumerate(arguments):
         environ = {
             **os.environ,
             **_environment(coordinator=f"127.0.0.1:{port}", process_id=process, process_count=count),
+            **values,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices[process]}",
         }
@@ -208,7 +215,9 @@ def test_two_processes_pass_the_preflight():
         assert "error" not in result, result
         assert result["joined"] and result["processes"] == 2 and result["devices"] == 4
         assert result["hosts"] == [socket.gethostname()] * 2
-        assert result["text"] == "from 0" and result["more"] == "again from 0"
+        assert result["text"] == "from 0" and result["more"] == "again from 0" and result["texts"] == ["0", "1"]
+        ours, theirs = result["skew"]
+        assert ours == 0 and theirs == pytest.approx(30, abs=1)
         assert "call initialize() once" in result["again"]
     assert first["main"] and not second["main"]
 
@@ -230,4 +239,33 @@ def test_another_number_of_devices_is_named():
 @pytest.mark.distributed
 def test_a_process_that_never_comes_is_waited_for_and_then_reported():
     (result,) = _start(_WORKER.replace("initialize(timeout=60)", "initialize(timeout=3)"), ["same"])
-    assert "Not all of the 2 processes had joined after 3 s" in result["error"]
+    assert "1 of the 2 processes did not come within 3 s: process 1" in result["error"]
+    assert f"There are: 0 on {socket.gethostname()}." in result["error"]
+
+
+@pytest.mark.distributed
+def test_a_process_that_hangs_before_the_preflight_is_named_with_its_host():
+    first, _ = _start(_WORKER, ["same", "same"], PATIENCE="3")
+    assert f"No answer within 3 s from process 1 on {socket.gethostname()}. See the log there." == first["error"]
+
+
+def test_a_wrong_clock_is_named_with_its_host_and_seconds():
+    assert distributed._clocks(["a", "b", "c"], [0.0, distributed.CLOCK_BOUND, -0.5]) == ""
+    text = distributed._clocks(["a", "b", "b", "c"], [0.0, 3.0, 3.1, -7.25])
+    assert text.startswith("clocks differ by more than 2 s: b is 3.0 s ahead of a, c is 7.2 s behind a.")
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [...pair.cc:538] Read error [127.0.0.1]:1: Connection reset by peer", True),
+        ("NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error", True),
+        ("RESOURCE_EXHAUSTED: Out of memory", False),
+        ("operands could not be broadcast together", False),
+    ],
+)
+def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, words, lost):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert distributed.lost_peer(ValueError(words)) is lost
+    assert distributed.lost_peer(distributed.PeerLost("gone"))
+    assert not distributed.lost_peer(UserError("Connection reset by peer"))

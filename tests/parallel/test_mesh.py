@@ -13,16 +13,18 @@ from elastic_jax.parallel import mesh as mesh_lib
 @pytest.mark.parametrize(
     ("asked", "got"),
     [
-        (dict(), (8, 1, 1)),
-        (dict(data=2, fsdp=2, tensor=2), (2, 2, 2)),
-        (dict(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
-        (dict(data=4, fsdp=1, tensor=-1), (4, 1, 2)),
-        (dict(data=8, fsdp=-1), (8, 1, 1)),
+        (dict(), (1, 8, 1, 1)),
+        (dict(data=2, fsdp=2, tensor=2), (1, 2, 2, 2)),
+        (dict(data=1, fsdp=-1, tensor=2), (1, 1, 4, 2)),
+        (dict(data=4, fsdp=1, tensor=-1), (1, 4, 1, 2)),
+        (dict(data=8, fsdp=-1), (1, 8, 1, 1)),
+        (dict(run=2), (2, 4, 1, 1)),
+        (dict(run=-1, data=2), (4, 2, 1, 1)),
     ],
 )
 def test_the_axis_left_open_takes_the_devices_that_remain(cpu_devices, asked, got):
     mesh = mesh_lib.make_mesh(**asked, devices=cpu_devices)
-    assert tuple(mesh.shape.values()) == got and mesh.axis_names == ("data", "fsdp", "tensor")
+    assert tuple(mesh.shape.values()) == got and mesh.axis_names == ("run", "data", "fsdp", "tensor")
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert list(mesh.devices.flat) == cpu_devices
 
@@ -31,6 +33,11 @@ def test_the_axis_left_open_takes_the_devices_that_remain(cpu_devices, asked, go
 def test_sizes_that_do_not_fit_the_devices(cpu_devices, asked):
     with pytest.raises(UserError, match=f"mesh.data={asked[0]}, mesh.fsdp={asked[1]}, mesh.tensor={asked[2]}"):
         mesh_lib.make_mesh(*asked, devices=cpu_devices)
+
+
+def test_a_wrong_number_of_lanes_of_the_mesh_is_named(cpu_devices):
+    with pytest.raises(UserError, match=r"mesh.tensor=1, mesh.run=3: .* 3 x n, .* 8 devices.*--config.mesh.run=1"):
+        mesh_lib.make_mesh(run=3, devices=cpu_devices)
 
 
 def test_specs_follow_the_rules():

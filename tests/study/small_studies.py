@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(
 
 def _no_figures(measures: Path, out: Path, study: str | None = None, *, eps: float) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(f"{study} {measures.stat().st_mtime_ns}")
+    (out / "index.html").write_text(f"{study} {time.time_ns()}")
     return out / "index.html"
 
 
@@ -79,21 +80,13 @@ class Trained:
 def watched() -> Iterator[list[Trained]]:
     """What is trained inside."""
     found: list[Trained] = []
-    running: list[str] = []
-    whole, train = execute.Executor.execute, execute.loop.train
+    real = execute.Executor._training
 
-    def executing(self, run, progress):
-        running.append(run.name)
-        try:
-            return whole(self, run, progress)
-        finally:
-            running.pop()
+    def training(self, run, *args, start, stop, **kwargs):
+        found.append(Trained(run.name, start, stop))
+        return real(self, run, *args, start=start, stop=stop, **kwargs)
 
-    def training(*args, start, stop, **kwargs):
-        found.append(Trained(running[-1], start, stop))
-        return train(*args, start=start, stop=stop, **kwargs)
-
-    with mock.patch.object(execute.Executor, "execute", executing), mock.patch.object(execute.loop, "train", training):
+    with mock.patch.object(execute.Executor, "_training", training):
         yield found
 
 

@@ -42,14 +42,17 @@ def test_eight_devices_give_the_numbers_of_one(mesh: dict, with_data: Callable[[
 
 @pytest.mark.slow
 def test_a_study_continues_on_other_devices(with_data: Callable[[str], Path], finished: Path) -> None:
-    """Stopped in the middle of pre-training on eight devices and of alignment on two, ended on one."""
+    """8 -> 4 -> 2 -> 1: stopped in the middle of pre-training on eight and on four devices and of alignment on two."""
     workdir = with_data("w")
     often = {"checkpoint_seconds": 1e-9}
     with stopping(Checkpoints, "save", 4, True):
         small_studies.run(workdir, overrides={**often, **EIGHT}, devices=8)
-    with small_studies.watched() as trained, stopping(Checkpoints, "save", 9, True):
-        small_studies.run(workdir, overrides={**often, "mesh.fsdp": 2}, devices=2)
+    with small_studies.watched() as trained, stopping(Checkpoints, "save", 2, True):
+        small_studies.run(workdir, overrides={**often, "mesh.fsdp": 2, "mesh.tensor": 2}, devices=4)
     assert trained[0].run == "pretrain-s0" and 3 <= trained[0].start <= 4
+    with small_studies.watched() as trained, stopping(Checkpoints, "save", 7, True):
+        small_studies.run(workdir, overrides={**often, "mesh.fsdp": 2, "model.layout": "scan"}, devices=2)
+    assert trained[0].run == "pretrain-s0" and 5 <= trained[0].start <= 6
     with small_studies.watched() as trained:
         small_studies.run(workdir)
     assert trained[0].run == "align-s0" and trained[0].start >= 1

@@ -28,8 +28,8 @@ STOPS = [
     (Workdir, "add_rows", 2, True),
     (Checkpoints, "save", 2, False),
     (Checkpoints, "save", 2, True),
-    (Checkpoints, "delete", 2, False),
-    (Checkpoints, "delete", 2, True),
+    (Checkpoints, "_delete_complete", 2, False),
+    (Checkpoints, "_delete_complete", 2, True),
     (Workdir, "write_run", 2, False),  # the DONE of pre-training
     (Workdir, "write_run", 2, True),
     (Checkpoints, "save", 3, True),

@@ -1,10 +1,13 @@
 """Does a state come back to the bit, on other devices, and is a damaged one noticed?"""
 
+import dataclasses
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import damage
@@ -16,7 +19,7 @@ import tiny
 from elastic_jax import objectives
 from elastic_jax.parallel import mesh as mesh_lib
 from elastic_jax.parallel.mesh import put_local
-from elastic_jax.train import checksum, optim
+from elastic_jax.train import checkpoint, checksum, optim
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.checkpoint import Checkpoints, Damaged
 from elastic_jax.train.step import make_train_step
@@ -90,6 +93,35 @@ def test_a_checkpoint_of_one_layout_is_read_by_the_other(saved, tmp_path, axes):
     tiny.assert_trees_equal(jax.device_get(restored(tmp_path / "c", tiny.decoder(), tiny.mesh(2), 4)[0]), later)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layouts", [("scan", "unroll", "scan", "unroll"), ("unroll", "unroll", "scan", "scan")])
+def test_a_state_is_handed_down_from_eight_devices_to_one(tmp_path, cpu_devices, dtype, layouts):
+    """8 -> 4 -> 2 -> 1, each saving what it restored: parameters and moments to the bit, and the data position."""
+    tx = optim.make(optim.OptimConfig(moments=dtype), 10)
+    canonical = tiny.decoder(param_dtype=dtype)
+    wanted = jax.device_get(state_lib.create(tiny.random_params(canonical), tx))
+    rng = np.random.default_rng(1)
+    wanted = jax.tree.map(lambda x: (x + rng.standard_normal(x.shape)).astype(x.dtype) if x.ndim else x, wanted)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wanted.params)} == {np.dtype(jax.numpy.dtype(dtype))}
+    state = None
+    for number, (axes, layout) in enumerate(zip([(2, 2, 2), (1, 2, 2), (1, 2, 1), (1, 1, 1)], layouts, strict=True)):
+        model, mesh = tiny.decoder(param_dtype=dtype, layout=layout), tiny.mesh(*axes)
+        places = state_lib.shardings(model, tx, mesh)
+        checkpoints = Checkpoints(tmp_path / "c", model, mesh)
+        if state is None:
+            state = jax.device_put(jax.device_get(state_lib.from_disk(wanted, model)), places)
+        else:
+            state, meta = checkpoints.restore(number, tx)
+            assert int(state.updates) == meta["updates"] == number and meta["examples"] == 48
+            got = state_lib.to_disk(jax.device_get(state), model)
+            tiny.assert_trees_equal((got.params, got.opt_state), (wanted.params, wanted.opt_state))
+            for leaf, place in zip(jax.tree.leaves(state.params), jax.tree.leaves(places.params), strict=True):
+                assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+        checkpoints.save(state, number + 1, META)
+        checkpoints.wait()
+        checkpoints.close()
+
+
 @pytest.mark.parametrize("layout", ["unroll", "scan"])
 def test_parameters_come_without_the_moments(saved, layout):
     folder, before, _ = saved
@@ -116,6 +148,86 @@ def test_training_goes_on_while_it_is_written(tmp_path):
         got, meta = checkpoints.restore(number, TX)
         assert meta["tokens"] == number
         tiny.assert_trees_equal(jax.device_get(got), kept[number])
+    checkpoints.close()
+
+
+def test_a_save_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    """The writing is held up: the call returns, the state may be donated, and what is not complete is not there."""
+    model, mesh = tiny.decoder(layers=1), tiny.mesh(1, 2)
+    checkpoints, state = Checkpoints(tmp_path / "c", model, mesh), fresh(model, mesh)
+    wanted = jax.tree.map(np.copy, jax.device_get(state))
+    gate, write = threading.Event(), Checkpoints._write
+
+    def held_up(*args):
+        assert gate.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(Checkpoints, "_write", held_up)
+    checkpoints.save(state, 1, META)
+    trained(model, mesh, state, 0, 1)
+    assert not (tmp_path / "c" / "1").exists()
+    gate.set()
+    checkpoints.wait()
+    assert checkpoints.updates() == [1]
+    tiny.assert_trees_equal(jax.device_get(checkpoints.restore(1, TX)[0]).params, wanted.params)
+    checkpoints.close()
+
+
+def test_without_room_for_a_copy_the_host_has_the_state_when_a_save_returns(tmp_path, monkeypatch):
+    model, mesh = tiny.decoder(layers=1), tiny.mesh(1, 2)
+    checkpoints, state = Checkpoints(tmp_path / "c", model, mesh), fresh(model, mesh)
+    wanted = jax.tree.map(np.copy, jax.device_get(state))
+    monkeypatch.setattr(checkpoint, "has_room", lambda tree: False)
+    monkeypatch.setattr(checkpoint, "_copied", lambda *_: pytest.fail("there is no room"))
+    checkpoints.save(state, 1, META)
+    trained(model, mesh, state, 0, 1)
+    tiny.assert_trees_equal(jax.device_get(checkpoints.restore(1, TX)[0]).params, wanted.params)
+    checkpoints.close()
+
+
+def test_room_is_counted_for_every_device():
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        platform: str
+        stats: tuple = ()
+
+        def memory_stats(self):
+            return dict(self.stats) or None
+
+    def tree(device, size):
+        return {"x": types.SimpleNamespace(addressable_shards=[
+            types.SimpleNamespace(device=device, data=types.SimpleNamespace(nbytes=size))] * 2)}  # fmt: skip
+
+    gpu = Device("gpu", (("bytes_limit", 100), ("peak_bytes_in_use", 60)))
+    assert checkpoint.has_room(tree(gpu, 20)) and not checkpoint.has_room(tree(gpu, 21))
+    assert not checkpoint.has_room(tree(Device("tpu"), 1))  # one that does not say
+    assert checkpoint.has_room(tree(Device("cpu"), 1)) and not checkpoint.has_room(tree(Device("cpu"), 1 << 50))
+
+
+def test_what_cannot_be_written_is_said_by_the_next_call(tmp_path, monkeypatch):
+    model, mesh = tiny.decoder(layers=1), tiny.mesh()
+    checkpoints = Checkpoints(tmp_path / "c", model, mesh)
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    checkpoints.save(fresh(model, mesh), 1, META)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def test_a_checkpoint_is_replaced_only_by_a_complete_one(tmp_path):
+    model, mesh = tiny.decoder(layers=1), tiny.mesh()
+    checkpoints, state = Checkpoints(tmp_path / "c", model, mesh), fresh(model, mesh)
+    checkpoints.save(state, 1, META)
+    checkpoints.save(state, 2, META, instead_of=[1])
+    assert 1 in checkpoints.updates()  # 2 is being written
+    checkpoints.save(state, 3, META, instead_of=[2])
+    assert checkpoints.updates() == [2, 3]
+    checkpoints.wait()
+    assert checkpoints.updates() == [3]
     checkpoints.close()
 
 

@@ -1,6 +1,8 @@
 """Do the things of training happen in the documented order, and can it stop and go on anywhere?"""
 
 import itertools
+import threading
+import time
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from elastic_jax.parallel.mesh import put_local
 from elastic_jax.train import loop, optim
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.checkpoint import Checkpoints
+from elastic_jax.train.interrupt import Interrupted
 from elastic_jax.train.step import make_train_step
 
 KEY = jax.random.key(3)
@@ -30,9 +33,18 @@ class Metric:
         return dict(loss=self.number / 10, finite=1.0, tokens=100.0)[self.name]
 
 
-def recorded(*, start=0, stop=6, measure_at=(), save_at=(), seconds_per_update=1.0, save_seconds=float("inf")):
+def recorded(
+    *,
+    start=0,
+    stop=6,
+    measure_at=(),
+    save_at=(),
+    seconds_per_update=1.0,
+    save_seconds=float("inf"),
+    interrupt_at=None,
+):
     """The events of a loop whose step is fake: its state is the number of updates."""
-    events, now = [], [0.0]
+    events, now, asked = [], [0.0], itertools.count(start + 1)
 
     def step(state, batch, key):
         assert batch == {"tokens": f"on device {state + 1}"}
@@ -60,10 +72,15 @@ def recorded(*, start=0, stop=6, measure_at=(), save_at=(), seconds_per_update=1
         save_at=frozenset(save_at),
         save_seconds=save_seconds,
         clock=lambda: now[0],
+        alive=lambda number: events.append(f"alive {number}"),
+        interrupted=lambda: next(asked) == interrupt_at,
     )
     batches = ({"tokens": n, "row": np.array([n])} for n in itertools.count(start + 1))
-    end = loop.train(start, step, batches, KEY, start=start, stop=stop, tokens=100 * start, hooks=hooks)
-    assert end == stop
+    try:
+        end = loop.train(start, step, batches, KEY, start=start, stop=stop, tokens=100 * start, hooks=hooks)
+        assert end == stop
+    except Interrupted as error:
+        events.append(str(error))
     return events
 
 
@@ -73,22 +90,22 @@ def test_the_order_of_things():
         "save 0",
         "launch 1",
         "launch 2",  # before anything of update 1 is waited for
-        *("fetch 1", "log 1"),
-        *("fetch 2", "log 2"),  # something is due: its own loss first
+        *("fetch 1", "alive 1", "log 1"),
+        *("fetch 2", "alive 2", "log 2"),  # something is due: its own loss first
         *("measure 2", "save 2"),
         "launch 3",
         "launch 4",
-        *("fetch 3", "log 3", "fetch 4", "log 4"),
+        *("fetch 3", "alive 3", "log 3", "fetch 4", "alive 4", "log 4"),
         "save 4",
         "launch 5",
-        *("fetch 5", "log 5"),
+        *("fetch 5", "alive 5", "log 5"),
     ]
 
 
 def test_a_part_of_the_run_does_its_part_of_the_work():
     points = dict(measure_at={0, 2, 4, 9}, save_at={3, 4})
     events = recorded(start=2, stop=4, **points)
-    assert [e for e in events if not e.startswith(("fetch", "log"))] == [
+    assert [e for e in events if not e.startswith(("fetch", "alive", "log"))] == [
         "measure 2",
         "launch 3",
         "save 3",
@@ -109,6 +126,67 @@ def test_the_clock_saves_in_between():
     # 6 seconds have passed after update 3; the save at 5 counts, so the next is due after 8.
     assert [e for e in events if e.startswith("save")] == ["save 3", "save 5", "save 8", "save 11"]
     assert events.index("log 3") < events.index("save 3") < events.index("launch 4")
+
+
+def test_asked_to_stop_it_saves_at_once_and_goes():
+    events = recorded(stop=9, measure_at={3}, save_at={5}, interrupt_at=3)
+    assert events[-6:] == ["fetch 3", "alive 3", "log 3", "measure 3", "save 3", "saved after update 3"]
+    assert "launch 4" not in events
+    assert recorded(stop=9, save_at={2}, interrupt_at=2).count("save 2") == 1
+    assert recorded(stop=2, interrupt_at=2)[-2:] == ["save 2", "saved after update 2"]
+
+
+def names_of_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("next-batch")]
+
+
+def test_one_batch_is_made_ready_ahead_and_no_more_than_asked_for():
+    taken = []
+
+    def source():
+        for number in itertools.count(1):
+            taken.append(number)
+            yield {"row": np.array([number]), "tokens": number}
+
+    def settled(count):
+        deadline = time.monotonic() + 10
+        while len(taken) < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.02)  # one more would have been taken by now
+        return taken == list(range(1, count + 1))
+
+    with loop.ahead(source(), lambda batch: batch["tokens"] * 10, 3) as ready:
+        assert taken == []
+        assert next(ready)[1] == 10 and settled(2)
+        assert next(ready)[1] == 20 and settled(3)
+        assert next(ready)[1] == 30 and settled(3)
+        assert list(ready) == []
+    assert names_of_threads() == []
+
+
+@pytest.mark.parametrize("fails", ["batches", "put"])
+def test_what_fails_ahead_is_raised_at_its_update_and_leaves_no_thread(fails):
+    launched = []
+
+    def source():
+        for number in itertools.count(1):
+            if fails == "batches" and number == 3:
+                raise OSError("shard 3 is gone")
+            yield {"row": np.array([number]), "tokens": number}
+
+    def put(batch):
+        if fails == "put" and batch["tokens"] == 3:
+            raise OSError("shard 3 is gone")
+        return batch
+
+    def step(state, batch, key):
+        launched.append(batch["tokens"])
+        return state, dict(loss=0.0, grad_norm=0.0, finite=1.0, tokens=1)
+
+    hooks = loop.Hooks(put=put, measure=lambda *_: None, save=lambda *_: None, log=lambda *_: None)
+    with pytest.raises(OSError, match="shard 3 is gone"):
+        loop.train(0, step, source(), KEY, start=0, stop=9, tokens=0, hooks=hooks)
+    assert launched == [1, 2] and names_of_threads() == []
 
 
 MODEL, TX = tiny.decoder(), optim.make(optim.OptimConfig(lr=0.01, warmup=3), 10)

@@ -165,7 +165,7 @@ def test_other_trackers_get_the_same_calls(tmp_path):
 def test_a_store_that_cannot_append_gets_whole_files(tmp_path, monkeypatch):
     """The path of gs://, on a local folder: it is only told that it is not local."""
     path = tmp_path / metrics.FILE
-    monkeypatch.setattr(metrics, "_is_local", lambda path: False)
+    monkeypatch.setattr(metrics.files, "is_remote", lambda path: True)
     writer = JsonLines(path)
     for updates in (1, 2, 3):
         writer.write(updates, {"loss": float(updates)})

@@ -1,5 +1,7 @@
 """Is the optimiser the published AdamW, on the schedule that the config names?"""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,87 @@ def test_sgd_without_clip(b1):
         np.testing.assert_allclose(params["up"], expected, rtol=1e-6)
 
 
+def test_a_short_number_is_a_neighbour_and_right_on_average():
+    values = jnp.array([1.0, 1.003, -0.7501, 3e-9, 0.0, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    drawn = jax.jit(jax.vmap(lambda key: optim.stochastic_bfloat16(values, key)))(
+        jax.random.split(jax.random.key(1), 4000)
+    )
+    assert drawn.dtype == jnp.bfloat16
+    drawn, values = np.float64(drawn), np.float64(values)
+    np.testing.assert_array_equal(drawn[:, 4:], np.broadcast_to(values[4:], drawn[:, 4:].shape))
+    for i in range(4):
+        step = 2.0 ** (np.floor(np.log2(abs(values[i]))) - 7)
+        assert np.abs(drawn[:, i] - values[i]).max() < step
+        # The mean of 4,000 draws from two neighbours is known to step / 2 / sqrt(4000); four of those.
+        assert drawn[:, i].mean() == pytest.approx(values[i], abs=4 * step / 2 / 4000**0.5)
+    assert (drawn[:, 0] == 1.0).all() and len(np.unique(drawn[:, 1])) == 2
+
+
+def test_short_moments_take_half_the_memory_and_go_on_falling():
+    config = OptimConfig(lr=0.1, b2=0.999, clip=0.0)
+    params, updates = {"up": jnp.ones(512)}, 1000
+    found = {}
+    for moments in ("float32", "bfloat16"):
+        tx = optim.make(dataclasses.replace(config, moments=moments), updates)
+        state = tx.init(params)
+        found[moments] = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
+        _, state = tx.update({"up": jnp.ones(512)}, state, params)
+
+        def quiet(_, state, tx=tx):
+            return tx.update({"up": jnp.zeros(512)}, state, params)[1]
+
+        (adam,) = (
+            part
+            for part in jax.jit(lambda s: jax.lax.fori_loop(0, updates, quiet, s))(state)
+            if isinstance(part, optax.ScaleByAdamState)
+        )
+        found["nu", moments] = np.float64(adam.nu["up"]).mean()
+    assert found["bfloat16"] * 2 == found["float32"] == 2 * 512 * 4
+    # Rounded to the nearest it would still be 0.001: each step of 0.1 percent is below half of the last digit.
+    assert found["nu", "float32"] == pytest.approx(0.001 * 0.999**updates, rel=1e-3)
+    assert found["nu", "bfloat16"] == pytest.approx(found["nu", "float32"], rel=0.02)
+
+
+def test_training_with_short_moments_follows_float32():
+    """Logistic regression of 64 weights on 256 rows, 300 updates."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((256, 64)).astype(np.float32)
+    y = np.sign(x @ rng.standard_normal(64) + rng.standard_normal(256)).astype(np.float32)
+
+    def losses(moments):
+        tx = optim.make(OptimConfig(lr=0.02, b2=0.99, moments=moments), 300)
+
+        def one(carry, _):
+            params, state = carry
+            loss, grads = jax.value_and_grad(lambda p: jnp.mean(jax.nn.softplus(-y * (x @ p["up"]))))(params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        params = {"up": jnp.zeros(64)}
+        return np.asarray(jax.jit(lambda: jax.lax.scan(one, (params, tx.init(params)), None, 300)[1])())
+
+    exact, rough = losses("float32"), losses("bfloat16")
+    assert exact[-1] < 0.5 * exact[0] and not np.array_equal(exact, rough)
+    np.testing.assert_allclose(rough, exact, rtol=0.01)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_moments_are_what_they_are_called_whatever_the_parameters(moments):
+    params = {"up": jnp.ones(8, jnp.bfloat16)}
+    for config in (OptimConfig(moments=moments), OptimConfig(name="sgd")):
+        tx = optim.make(config, 10)
+        state = tx.init(params)
+        after = jax.jit(tx.update)({"up": jnp.ones(8, jnp.bfloat16)}, state, params)[1]
+        wanted = moments if config.name == "adamw" else "float32"
+        for kept in (state, after):
+            assert {leaf.dtype.name for leaf in jax.tree.leaves(kept) if leaf.ndim} == {wanted}
+
+
+def test_a_default_that_came_later_leaves_identities_alone():
+    assert "moments" not in OptimConfig().identity
+    assert OptimConfig(moments="bfloat16").identity["moments"] == "bfloat16"
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("layout", ["unroll", "scan"])
 def test_only_weights_of_products_decay(family, layout):
@@ -132,6 +215,8 @@ def test_only_weights_of_products_decay(family, layout):
         (dict(warmup=-1), r"optim\.warmup=-1"),
         (dict(weight_decay=-0.1), r"optim\.weight_decay=-0\.1"),
         (dict(final=1.5), r"optim\.final=1\.5"),
+        (dict(moments="float16"), r"optim\.moments='float16'.*float32, bfloat16"),
+        (dict(name="sgd", moments="bfloat16"), r"optim\.moments=bfloat16 has no effect with optim\.name=sgd"),
     ],
 )
 def test_a_wrong_section_names_its_field(section, message):

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastic_jax.models import flops
 from elastic_jax.train.progress import (
+    Group,
     Progress,
     Rate,
     Snapshot,
@@ -189,6 +191,19 @@ def test_mfu_needs_a_peak():
     assert mfu(peak_flops=None) is None
 
 
+def test_each_device_and_each_convention_has_its_number():
+    clock = Clock()
+    counts = flops.PerToken(causal=6e9, full=8e9, executed=9e9)
+    progress = _progress(clock, flops_per_token=counts, peak_flops=12e12, devices=4)
+    for step in (1, 2, 3):
+        clock.sleep(1.0)
+        progress.update(step)
+    shown = progress.snapshot()
+    assert shown.tokens_per_device == pytest.approx(shown.tokens_per_second / 4)
+    assert (shown.mfu, shown.mfu_full, shown.hfu) == pytest.approx((0.5, 2 / 3, 0.75))
+    assert "1.00k tok/s (250/device) mfu 50% (full 67%, hfu 75%)" in format_line(shown)
+
+
 def test_a_log_has_a_line_every_interval_and_one_for_the_last_step():
     clock, stream = Clock(), io.StringIO()
     with _progress(clock, stream, steps=35, interval=10.0) as progress:
@@ -218,6 +233,22 @@ def test_a_plain_stream_gets_lines_and_a_terminal_a_bar(monkeypatch):
     assert "\x1b[" in terminal.getvalue()
     assert "[1/1 align-s0]" in terminal.getvalue() and "2/2" in terminal.getvalue()
     assert "loss 1.50" in terminal.getvalue()
+
+
+def test_runs_that_advance_together_are_one_line():
+    clock, out = Clock(), io.StringIO()
+    whole = _progress(clock, out, mode="lines", steps=10 + 10, tokens_per_step=100, interval=1000.0)
+    with Group(whole) as group, group.member(0, 10, 10) as first:
+        with group.member(4, 10, 10) as second:  # resumed: 4 of its updates were done before
+            for number in range(1, 7):
+                clock.sleep(0.5)
+                first.update(number, 2.0)
+                second.update(4 + number, 4.0)
+            assert whole.snapshot().loss == 3.0 and (whole.snapshot().step, whole.snapshot().steps) == (12, 16)
+            assert whole.snapshot().tokens_per_second == pytest.approx(11 * 100 / 2.5)  # all but the first
+        first.update(7, 2.5)
+        assert whole.snapshot().loss == 2.5  # of those that are there
+    assert out.getvalue().count("13/16") == 1  # stopped early: the last line says where
 
 
 def test_other_processes_are_silent():

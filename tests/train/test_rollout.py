@@ -11,7 +11,6 @@ from elastic_jax.models.config import ModelConfig
 from elastic_jax.models.sampler import generate
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.objectives import Objective
-from elastic_jax.objectives.likelihood import sequence_log_prob
 from elastic_jax.parallel.mesh import make_mesh, put_local
 from elastic_jax.train import loop, optim
 from elastic_jax.train import state as state_lib
@@ -31,15 +30,14 @@ def reinforce() -> Objective:
             "tokens": jnp.concatenate([prompts, answers], axis=1),
             "mask": (answers != 0).astype(jnp.uint8),
             "reward": reward_b,
+            "advantage": reward_b - jnp.mean(reward_b),  # here, where the batch is whole
         }
 
     def loss(policy, params, batch, key):
         del key
-        logits = policy(params, batch["tokens"][:, :-1])
-        log_prob_b = sequence_log_prob(logits, batch["tokens"][:, 1:], batch["mask"].astype(jnp.float32))
-        advantage_b = jax.lax.stop_gradient(batch["reward"] - jnp.mean(batch["reward"]))
-        weight = jnp.asarray(len(log_prob_b), jnp.float32)
-        return -jnp.sum(advantage_b * log_prob_b), weight, {"reward": jnp.sum(batch["reward"])}
+        log_prob_bt = policy.log_probs(params, batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch["mask"])
+        weight = jnp.asarray(len(log_prob_bt), jnp.float32)
+        return -jnp.sum(batch["advantage"] * jnp.sum(log_prob_bt, -1)), weight, {"reward": jnp.sum(batch["reward"])}
 
     return Objective("reinforce", "text", loss, rollout=rollout)
 

@@ -12,6 +12,7 @@ from elastic_jax.train.optim import OptimConfig
 OPTIMS = {
     "adamw": OptimConfig(weight_decay=0.1, warmup=2),
     "adamw, no clip": OptimConfig(clip=0.0),
+    "adamw, short moments": OptimConfig(weight_decay=0.1, moments="bfloat16"),
     "sgd": OptimConfig(name="sgd"),
     "plain sgd": OptimConfig(name="sgd", b1=0.0, clip=0.0),
 }

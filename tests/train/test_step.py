@@ -5,7 +5,9 @@ whole step of either sign, and no two orders of summation would ever agree.
 """
 
 import dataclasses
+import functools
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from elastic_jax.models.transformer import unstack
 from elastic_jax.parallel.mesh import batch_sharding, put_local
 from elastic_jax.train import optim
 from elastic_jax.train import state as state_lib
-from elastic_jax.train.step import make_train_step
+from elastic_jax.train.step import _accumulated, make_train_step
 
 KEY = jax.random.key(3)
 SMOOTH = optim.OptimConfig(lr=0.01, eps=1e-3, weight_decay=0.1)
@@ -32,9 +34,9 @@ def placed(model, tx, mesh, params=None):
     return jax.jit(lambda params: state_lib.create(params, tx), out_shardings=places)(params)
 
 
-def trained(model, mesh, *, updates=3, rows=16, accumulate=1, tx=None, objective=None, params=None):
+def trained(model, mesh, *, updates=3, rows=16, accumulate=1, reduce="step", tx=None, objective=None, params=None):
     tx = optim.make(SMOOTH, 10) if tx is None else tx
-    step = make_train_step(model, objective or objectives.sft(), tx, mesh, accumulate)
+    step = make_train_step(model, objective or objectives.sft(), tx, mesh, accumulate, reduce)
     state, losses = placed(model, tx, mesh, params), []
     for number in range(updates):
         state, metrics = step(state, put_local(tiny.text_batch(rows, seed=number), mesh), KEY)
@@ -65,13 +67,22 @@ def test_a_scanned_model_trains_the_same(cpu_devices, alone, axes):
     tiny.assert_trees_close(unstack(state.params, 2), alone[0].params, **SAME)
 
 
-@pytest.mark.parametrize(("axes", "accumulate"), [((1, 1, 1), 2), ((1, 1, 1), 16), ((4, 1, 2), 4), ((2, 4, 1), 2)])
-def test_a_batch_in_parts_is_the_whole_batch(cpu_devices, alone, axes, accumulate):
+@pytest.mark.parametrize(
+    ("axes", "accumulate", "reduce"),
+    [
+        ((1, 1, 1), 2, "step"),
+        ((1, 1, 1), 16, "micro"),
+        ((4, 1, 2), 4, "step"),
+        ((2, 4, 1), 2, "step"),
+        ((2, 2, 2), 2, "micro"),
+    ],
+)
+def test_a_batch_in_parts_is_the_whole_batch(cpu_devices, alone, axes, accumulate, reduce):
     # The parts have unevenly many targets: a mean of their means would be another loss.
     mask = tiny.text_batch(16)["mask"]
     parts = [mask[i::accumulate].sum() for i in range(accumulate)]
     assert len(set(parts)) > 1
-    state, losses = trained(tiny.decoder(), tiny.mesh(*axes), accumulate=accumulate)
+    state, losses = trained(tiny.decoder(loss_chunk=5), tiny.mesh(*axes), accumulate=accumulate, reduce=reduce)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
     tiny.assert_trees_close(state.params, alone[0].params, **SAME)
 
@@ -127,6 +138,49 @@ def test_every_update_and_every_part_has_its_own_key():
         trained(tiny.decoder(), tiny.mesh(), updates=2, accumulate=2, rows=2, objective=noise)
         jax.effects_barrier()
     assert drawn[:4] == drawn[4:] and len(set(drawn[:4])) == 4
+
+
+@pytest.mark.parametrize("reduce", ["step", pytest.param("micro", marks=pytest.mark.slow)])
+def test_how_often_devices_exchange_gradients(cpu_devices, reduce):
+    model, mesh, tx = tiny.decoder(layout="scan", loss_chunk=8), tiny.mesh(2, 4), optim.make(SMOOTH, 10)
+    place = batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place) for k, v in tiny.text_batch(16).items()}
+    step = make_train_step(model, objectives.sft(), tx, mesh, 2, reduce)
+    found = hlo.collectives(step.compile(state_lib.abstract(model, tx, mesh), batch, KEY).as_text())
+    smallest = min(leaf.size for leaf in jax.tree.leaves(model.shapes))
+    gradients = [c for c in found if c.kind in ("all-reduce", "reduce-scatter") and max(c.sizes) >= smallest]
+    if reduce == "step":
+        assert sum(sum(c.sizes) for c in gradients) == pytest.approx(model.size, abs=smallest)  # every one, once
+        assert not any(c.looped for c in found)  # and the parameters are gathered before the loop
+    else:
+        assert all(c.looped for c in gradients) and sum(sum(c.sizes) for c in gradients) < model.size
+
+
+def test_gradients_of_parts_are_added_up_in_float32():
+    model = tiny.decoder(dtype="bfloat16", param_dtype="bfloat16", layout="scan")
+    params, batch = tiny.random_params(model), tiny.text_batch(16)
+    gradient = lambda parts: jax.jit(_accumulated(model, objectives.sft(), 1, parts, "step"))  # noqa: E731
+    one, total = gradient(1), None
+    for number in range(16):
+        _, part = one(params, jax.tree.map(lambda x: x[number : number + 1], batch), KEY)  # noqa: B023
+        part = jax.tree.map(np.float64, part)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    _, together = gradient(16)(params, batch, KEY)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(together)} == {"float32"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(together):
+        wanted = functools.reduce(lambda node, key: node[key.key], path, total)
+        # Sums of 16 numbers of bfloat16 in float32; in bfloat16 they would be off by a percent.
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
+
+
+def test_casting_once_changes_no_number():
+    model, batch = tiny.decoder("gemma", dtype="bfloat16"), tiny.text_batch(2)
+    params = tiny.random_params(model)
+    loss = jax.jit(lambda params: objectives.sft().loss(model, params, batch, KEY)[0])
+    cast = model.compute_params(params)
+    assert float(loss(cast)) == float(loss(params))
+    kept = {path[-1].key for path, leaf in jax.tree_util.tree_leaves_with_path(cast) if leaf.dtype == jnp.float32}
+    assert kept == {"embedding", "scale"}
 
 
 def poisoned(model, token):
