@@ -202,9 +202,9 @@ def estimate(work: Work, layout: Layout) -> Estimate:
     loss["saved activations"] = saved
     loss["gathered weights"] += table * act if spread and not by_device else 0
     # Float32 logits and their gradient in the compute dtype while the head's gradient, float32, is added up from its chunks; then
-    # that gradient, and what comes out of its exchange.
+    # that gradient, and what comes out of its exchange. Some programs hold a third copy (docs/plans.md).
     logits = chunk * columns * (4 + act)
-    loss["gradients"] = table * 4 * (2 if chunk < tokens else 1)
+    loss["gradients"] = table * 4
     loss["logits"] = max(logits, table * 4 if spread else 0) + 2 * tokens * d * act
 
     layers = dict(held)

@@ -7,7 +7,8 @@ nobody has is left as it is. So runs of different lengths, and a run that fails,
 
 Two ways to go through the lanes of a device:
  - "loop": one after the other, only those in use. A lane's numbers are bit for bit what they are in any other company, or alone,
-   on a mesh of the same kind. No launches in between, but no larger products either: for CPU, where larger products are slower.
+   on a mesh of the same kind. No launches in between, but no larger products either. For CPU: there one run alone keeps
+   the cores busy, and the same bits are worth more than what could be won.
  - "vmap": all at once. Kernels of another shape round differently, so the width is fixed by the config and the mesh, never by
    how many runs there are or are left: a lane's numbers do not depend on its company, and are the same after a kill.
 """
@@ -46,7 +47,7 @@ _SMALL = 10_000_000
 
 
 def way(platform: str) -> Way:
-    """How the lanes of one device are gone through; measured on CPU, where vmap takes a third longer."""
+    """How the lanes of one device are gone through."""
     return "loop" if platform == "cpu" else "vmap"
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 
 EXIT = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 CTRL_C = 130  # 128 + SIGINT, as shells have it: a person wants no other try
-_KEY = "elastic_jax/interrupt"
-_ASK_AGAIN = 3600.0  # seconds of one call that waits for the others' word
+_FOLDER, _WORD = "elastic_jax/interrupt", "word"
+_ASK_EVERY = 1.0  # seconds between two looks at the others' word
 # The service by which the processes meet lives in process 0: what is left of them when it goes is aborted by jax.
 _LAST = 1.0
 _LOOK = 0.02
@@ -51,6 +51,8 @@ class Listener:
         self._lock = threading.RLock()  # a handler may run while the main thread holds it
         self._deferred, self._patience = 0, 0.0
         self._tell: Callable[[str], None] | None = None
+        self._closed = threading.Event()
+        self._asking: threading.Thread | None = None
         self.reason = ""
 
     @property
@@ -98,15 +100,23 @@ class Listener:
         """From now on what one of the processes hears, all of them do."""
         from elastic_jax.parallel import distributed
 
-        self._tell = lambda reason: distributed.publish(_KEY, reason)
+        self._tell = lambda reason: distributed.publish(f"{_FOLDER}/{_WORD}", reason)
 
-        def wait() -> None:
+        # Asked again and again: a thread that waits inside jax when Python ends takes the process down with it.
+        def ask() -> None:
             with contextlib.suppress(Exception):  # the service is gone, and with it the other processes
-                while not (reason := distributed.wait_for(_KEY, _ASK_AGAIN)):
-                    pass
-                self.hear(reason, own=False)
+                while not self._closed.wait(_ASK_EVERY):
+                    if reason := distributed.published(_FOLDER).get(_WORD):
+                        return self.hear(reason, own=False)
 
-        threading.Thread(target=wait, name="interruptions of other processes", daemon=True).start()
+        self._asking = threading.Thread(target=ask, name="interruptions of other processes", daemon=True)
+        self._asking.start()
+
+    def close(self) -> None:
+        """Hear no more of the others."""
+        self._closed.set()
+        if self._asking is not None and self._asking is not threading.current_thread():
+            self._asking.join(10 * _ASK_EVERY)
 
 
 _listener: Listener | None = None  # signals belong to the process, and so does this
@@ -147,6 +157,7 @@ def listening(leave: Callable[[str], None] | None = None) -> Iterator[None]:
         yield
     finally:
         _listener = None
+        listener.close()
         for number, handler in old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(old_fd)

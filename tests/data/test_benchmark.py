@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "data.py"
 @pytest.mark.slow
 def test_the_benchmark_of_the_pipeline_runs(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", f"--out={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environ = dict(os.environ, PYTHONPATH=str(SCRIPT.parents[1]), XLA_FLAGS="")
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     read = json.loads((tmp_path / "data.json").read_text())["rows"]
     assert {row["where"] for row in read} == {"memory", "disk"}
