@@ -58,6 +58,7 @@ def main() -> None:
         notes=[
             "Float32 weights and moments in both. bfloat16 is torch.autocast there and model.dtype=bfloat16 here. transformers: "
             "LlamaForCausalLM with sdpa attention, torch.optim.AdamW(fused=True), clip_grad_norm_(1.0), eager.",
+            "A round is one update that is not timed and then those that are.",
             "elastic_jax runs as its command line does, with large memory pages (parallel/huge_pages.py); torch as it comes.",
             "Relative speed: the median over rounds of the ratio of the two step times of a round, higher is faster here.",
         ],
@@ -115,6 +116,7 @@ def compete(spec: dict[str, Any]) -> None:
         run()
 
     def one_round() -> dict[str, float]:
+        run()  # memory that went cold while the other had its turn
         began = time.perf_counter()
         for _ in range(STEPS[size]):
             loss = run()

@@ -32,7 +32,8 @@ def _plan(args: cli.Arguments) -> None:
         from elastic_jax.parallel import topology
 
         topology.parse(args.topology)
-    cli.start_jax(args, config)
+    else:  # a topology needs none of the devices here
+        cli.start_jax(args, config)
     from elastic_jax.study import Study, planning, say
 
     subject = Study(config, args.workdir) if args.workdir else config

@@ -19,7 +19,7 @@ from elastic_jax.train.accumulate import Reduce
 from elastic_jax.train.optim import OptimConfig, optim_config
 
 STAGES = ("pretrain", "align", "perturb")
-FORMAT = 1  # part of every identity: raised when the same config would give other numbers
+FORMAT = 2  # part of every identity: raised when the same config would give other numbers
 
 
 @dataclasses.dataclass(frozen=True)

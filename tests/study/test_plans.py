@@ -107,6 +107,13 @@ def test_categories_add_up_and_time_is_that_of_the_busiest():
         ("llama-2-13b", Layout(fsdp=256, remat="full"), 0.576 + 5.712),
         ("llama-3-8b", Layout(fsdp=64, remat="full"), 1.405 + 15.542),
         ("llama-2-7b", Layout(fsdp=64, remat="save_qkv_attn_mlp_in", accumulate=2, reduce="micro"), 1.180 + 28.654),
+        # What the search chose, on packed rows.
+        ("llama-2-7b", Layout(fsdp=256, remat="dots"), 0.297 + 13.386),
+        ("llama-2-7b", Layout(fsdp=64, remat="save_qkv_attn_mlp_in"), 1.180 + 54.823),
+        ("llama-2-13b", Layout(fsdp=256, remat="save_dot_with_context_except_mlp"), 0.576 + 14.549),
+        ("llama-2-13b", Layout(fsdp=64, remat="dots"), 2.278 + 76.859),
+        ("llama-3-8b", Layout(fsdp=256, remat="save_dot_with_context_except_mlp"), 0.354 + 9.674),
+        ("llama-3-8b", Layout(fsdp=64, remat="save_qkv_attn_mlp_in"), 1.405 + 59.605),
     ],
     ids=str,
 )
