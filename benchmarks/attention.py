@@ -79,7 +79,7 @@ def main() -> None:
         compete(**json.loads(args.contestant))
         return
     rounds = 2 if args.quick else args.rounds
-    programs = ["reference", *optional_backends(), "xla", *(["torch"] if common._installed("torch") else [])]
+    programs = ["reference", *optional_backends(), "xla", *(["torch"] if common.package_version("torch") else [])]
     contestants = {name: common.Contestant(__file__, dict(program=name, quick=args.quick)) for name in programs}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for number in range(rounds):

@@ -178,7 +178,7 @@ def soak(folder: Path, saves: int) -> tuple[int, int]:
 def _state(model: Decoder, tx: Any, mesh: jax.sharding.Mesh) -> Any:
     """Numbers in the moments too: zeros would be kept in the index."""
     params = model.init(jax.random.key(0), mesh)
-    state = jax.jit(lambda p: state_lib.create(p, tx), out_shardings=state_lib.shardings(model, tx, mesh))(params)
+    state = state_lib.creator(model, tx, mesh)(params)
     return jax.tree.map(lambda x: x + jnp.asarray(1e-3, x.dtype) if x.ndim else x, state)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from elastic_jax import environment
 from elastic_jax.data import files
 from elastic_jax.parallel import hardware
+from elastic_jax.parallel.platforms import package_version
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -88,8 +89,8 @@ def machine() -> dict[str, Any]:
 
     versions = environment.versions()
     for package in ("torch", "transformers", "trl"):
-        if package in sys.modules or _installed(package):
-            versions[package] = _version(package)
+        if found := package_version(package):
+            versions[package] = found
     return dict(
         processor=_processor(),
         cores=hardware.host_cores(),
@@ -111,21 +112,14 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _installed(package: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
-
-
-def _version(package: str) -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version(package)
-
-
 def peak_memory() -> int:
-    """The most resident memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """The most resident memory that this program has had, in bytes. On Linux without what the process was before it became this
+    program, which getrusage counts as well."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 class Contestant:

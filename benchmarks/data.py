@@ -232,15 +232,6 @@ def whole(megabytes: int, pack: str) -> dict[str, Any]:
     )
 
 
-def resident_peak() -> int:
-    """As `common.peak_memory`, but of this program alone: getrusage counts what the process was before it became this program."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return common.peak_memory()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def prepare_whole(spec: dict[str, Any]) -> dict[str, Any]:
     """In that process."""
     folder = Path(spec["folder"])
@@ -252,7 +243,7 @@ def prepare_whole(spec: dict[str, Any]) -> dict[str, Any]:
         tokenizer=dict(vocab_size=2048, rows=2000),
         pack=dict(pretrain=spec["pack"]),
     )
-    before = resident_peak()
+    before = common.peak_memory()
     began = time.perf_counter()
     made = build.build(config, folder / "data", objectives={}).train["pretrain"]
     tokens = made.counts["loss_tokens"]
@@ -261,7 +252,7 @@ def prepare_whole(spec: dict[str, Any]) -> dict[str, Any]:
         tokens=tokens,
         seconds=time.perf_counter() - began,
         efficiency=tokens / (made.rows * made.seq_len),
-        memory_mb=(resident_peak() - before) / 1e6,
+        memory_mb=(common.peak_memory() - before) / 1e6,
     )
 
 

@@ -87,7 +87,7 @@ def measure(method: str, config: ModelConfig, rows: int, steps: int, accumulate:
     tokens = rows * config.seq_len
     counts = _counts(config, host)
     peak = hardware.peak_flops(jax.devices()[0].device_kind)
-    share = (lambda count: tokens / seconds * count / peak) if peak else lambda count: None
+    share = (lambda count: flops.utilisation(tokens / seconds, count, peak)) if peak else lambda count: None
     return dict(
         method=method,
         rows=f"{rows} x {config.seq_len}",

@@ -36,7 +36,7 @@ def main() -> None:
     sizes, dtypes, rounds = args.sizes.split(","), args.dtypes.split(","), args.rounds
     if args.quick:
         sizes, dtypes, rounds = ["50k"], ["float32"], 2
-    names = ["elastic_jax", "transformers"] if common._installed("transformers") else ["elastic_jax"]
+    names = ["elastic_jax", "transformers"] if common.package_version("transformers") else ["elastic_jax"]
     rows = [row for size in sizes for dtype in dtypes for row in duel(size, dtype, names, rounds)]
     common.report(
         "step",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.parallel import huge_pages
 from elastic_jax.train import interrupt
 
@@ -87,11 +87,11 @@ def _guarded(command: Callable[[Arguments], None], parser: argparse.ArgumentPars
         return USER_ERROR
     except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is one, and jax may not be imported yet
         if _is_lost(error):
-            print(f"error: another process of this job is gone. {_first_line(error)}", file=sys.stderr)
+            print(f"error: another process of this job is gone. {first_line(error)}", file=sys.stderr)
             return _lost()
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"error: out of device memory. {_first_line(error)}\n{OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: out of device memory. {first_line(error)}\n{OUT_OF_MEMORY}", file=sys.stderr)
         return USER_ERROR
     except interrupt.Interrupted as end:
         print(f"\n{end.farewell}", file=sys.stderr)
@@ -119,10 +119,6 @@ def _unraisable(unraisable: Any) -> None:
     when they end; the checkpoint itself is reported."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
 
 
 def _pair(word: str) -> tuple[str, str]:

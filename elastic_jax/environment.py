@@ -1,7 +1,6 @@
 """With what code, versions and devices was this computed?"""
 
 import functools
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from elastic_jax.parallel import flags
+from elastic_jax.parallel.platforms import package_version
 
 PACKAGES = (
     "elastic_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections",
@@ -37,13 +37,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {package: version for package in PACKAGES if (version := package_version(package))}
 
 
 def describe() -> dict[str, Any]:

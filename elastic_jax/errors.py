@@ -11,6 +11,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error of a library says, `most` characters of it; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names nearest to `name`, for the end of a message: `Closest: optim.lr, optim.b1.`"""
     known = sorted(known)

@@ -2,7 +2,7 @@
 
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 
 STAGES = ("pretrain", "align", "perturb")  # of elastic_jax.study.tree, which imports jax
 
@@ -53,9 +53,8 @@ def _run(args: cli.Arguments) -> None:
     except RuntimeError as error:  # jax.errors.JaxRuntimeError
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        first = str(error).strip().splitlines()[0][:300]
         needs = "\n".join(planning.out_of_memory(study, stage) for stage in STAGES)
-        raise UserError(f"out of device memory. {first}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
+        raise UserError(f"out of device memory. {first_line(error)}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
     cli.note(programs)
     if done == total["runs"]:
         study_lib.say("All runs were done already; nothing was computed.")

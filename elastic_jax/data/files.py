@@ -4,13 +4,16 @@ Paths are local, or `gs://bucket/...`. A bucket has objects and nothing else: an
 by whoever lists next, but it cannot be appended to or renamed, and a folder is there when something is in it.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from etils import epath
 from elastic_jax.errors import UserError
 
 CACHE_VARIABLE = "ELASTIC_DATA_CACHE"
+_log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}$")
 
 
@@ -82,17 +86,26 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.search(name) is not None
 
 
-def sweep(folders: Iterable[epath.Path], older: float = 0.0) -> None:
+def sweep(folders: Iterable[os.PathLike], older: float = 0.0) -> None:
     """Removes what killed processes left under temporary names in local folders.
 
     Args:
       folders: where the caller knows that no process is writing, or
       older: seconds after which none can be.
     """
-    for folder in folders:
+    for folder in map(Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if is_temporary(path.name) and time.time() - path.stat().mtime >= older:
-                path.rmtree(missing_ok=True)
+            if not is_temporary(path.name):
+                continue
+            with contextlib.suppress(OSError):  # another process removed or finished it
+                newest = max(part.stat().st_mtime for part in (path, *path.rglob("*")))
+                if time.time() - newest < older:
+                    continue
+                _log.info("Removing what an interrupted process left: %s", path)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def write_bytes(path: Path | epath.Path, content: bytes) -> None:
@@ -123,4 +136,18 @@ def sha256_of_file(path: str | os.PathLike) -> str:
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in _written(value, 2):
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _written(value: Any, depth: int) -> Iterator[str]:
+    """`json.dumps` in pieces: lists item by item down to `depth`, so that a million texts are not held a second time."""
+    if depth and isinstance(value, list | tuple) and value:
+        for number, item in enumerate(value):
+            yield ", " if number else "["
+            yield from _written(item, depth - 1)
+        yield "]"
+    else:
+        yield json.dumps(value, sort_keys=True, default=str)

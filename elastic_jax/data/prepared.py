@@ -4,7 +4,6 @@ Layout: `<root>/<name>-<key>/{data.array_record, ids.json, manifest.json}`. A re
 is one row: its fields' bytes one after the other, in the order and with the shapes of the manifest.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +12,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -21,8 +19,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from elastic_jax.data import files
 from elastic_jax.data.examples import Kind, TokenRows
-from elastic_jax.data.files import beside, digest_of, is_temporary, sha256_of_file, write_text
+from elastic_jax.data.files import beside, digest_of, sha256_of_file, write_text
 from elastic_jax.errors import UserError
 
 FORMAT = 1
@@ -251,18 +250,8 @@ def prepare(root: Path, name: str, key: str, make: Callable[[], TokenRows], *, t
 
 def sweep(root: Path) -> None:
     """Removes what processes that were killed left half written in `root`: names that `files.beside` makes, unchanged for a day."""
-    if not root.is_dir():
-        return
-    for path in (*root.glob("*.tmp-*"), *root.glob("*/*.tmp-*")):
-        with contextlib.suppress(OSError):  # another process removed or finished it
-            newest = max(part.stat().st_mtime for part in (path, *path.rglob("*")))
-            if not is_temporary(path.name) or time.time() - newest < _ABANDONED_SECONDS:
-                continue
-            _log.info("Removing what an interrupted process left: %s", path)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    if root.is_dir():
+        files.sweep([root, *(path for path in root.iterdir() if path.is_dir())], _ABANDONED_SECONDS)
 
 
 def local_path(path: str | os.PathLike) -> Path:

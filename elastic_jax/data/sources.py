@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from elastic_jax.data.files import sha256_of_file
-from elastic_jax.errors import UserError, closest
+from elastic_jax.errors import UserError, closest, first_line
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 TFDS = "tfds:"
@@ -348,7 +348,7 @@ def _tfds_builder(spec: str, field: str, tfds_dir: str) -> Any:
         ) from error
     except Exception as error:  # tfds raises many kinds, from OSError to AssertionError
         raise UserError(
-            f"{field}={spec!r} cannot be opened: {_first_line(error)}\n"
+            f"{field}={spec!r} cannot be opened: {first_line(error)}\n"
             f"Give {TFDS}<name>, or {TFDS}<folder> with the folder that holds dataset_info.json."
         ) from error
 
@@ -360,7 +360,7 @@ def _read_tfds(spec: str, field: str, split: str, split_field: str, tfds_dir: st
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # network, checksum and disk errors of many kinds
         raise UserError(
-            f"{field}={spec!r} could not be downloaded and prepared: {_first_line(error)}\n"
+            f"{field}={spec!r} could not be downloaded and prepared: {first_line(error)}\n"
             "Without a network, prepare it elsewhere, copy its folder and give "
             f"{TFDS}/folder/<name>/<version> or data.tfds_dir."
         ) from error
@@ -369,7 +369,7 @@ def _read_tfds(spec: str, field: str, split: str, split_field: str, tfds_dir: st
     except (ValueError, KeyError) as error:
         known = list(builder.info.splits)
         if split.split("[")[0] in known:
-            raise UserError(f"{split_field}={split!r}: {_first_line(error)}") from error
+            raise UserError(f"{split_field}={split!r}: {first_line(error)}") from error
         raise UserError(f"{split_field}={split!r}: {spec} has the splits {', '.join(known)}.") from error
     except NotImplementedError as error:
         raise UserError(
@@ -386,10 +386,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _shown(value: Any) -> str:

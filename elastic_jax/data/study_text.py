@@ -6,8 +6,6 @@ Every text serves one role: pre-training, alignment, perturbation, scorer, or on
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -404,7 +402,7 @@ def _prepared(
     kind: Any = "text",
     pack: examples.Pack = "none",
 ) -> Prepared:
-    key = _digest_of([FORMAT, rows, template.text, tokenizer.digest, config["seq_len"], kind, pack])
+    key = digest_of([FORMAT, rows, template.text, tokenizer.digest, config["seq_len"], kind, pack])
     return prepare(
         root,
         name,
@@ -422,27 +420,11 @@ def _prepared(
     )
 
 
-def _digest_of(values: list[Any]) -> str:
-    """`digest_of`, without a second copy of all texts: lists are written item by item."""
-    digest = hashlib.sha256()
-    for number, value in enumerate(values):
-        digest.update(b", " if number else b"[")
-        if isinstance(value, list) and value:
-            for place, item in enumerate(value):
-                digest.update(b", " if place else b"[")
-                digest.update(json.dumps(item, sort_keys=True).encode())
-            digest.update(b"]")
-        else:
-            digest.update(json.dumps(value, sort_keys=True).encode())
-    digest.update(b"]")
-    return digest.hexdigest()
-
-
 def _tokenizer(rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path) -> tuple[BpeTokenizer, Path]:
     """Trained on rows of pre-training alone; the one that is saved, when it was trained on the same rows."""
     settings = config["tokenizer"]
     texts = [row["answer"] for row in rows[: settings["rows"] or None]]
-    key = _digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
+    key = digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
     folder = root / f"tokenizer-{key[:12]}"
     if folder.exists():
         try:

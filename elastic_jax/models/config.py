@@ -100,11 +100,6 @@ class ModelConfig:
         return int(self.head_dim * self.rotary_fraction)
 
     @property
-    def padded_vocab(self) -> bool:
-        """Whether the tables have rows that no token uses."""
-        return 0 < self.used_vocab < self.vocab_size
-
-    @property
     def matmul_params(self) -> int:
         """See `flops.matmul_params`."""
         return flops.matmul_params(self)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from elastic_jax.models.products import matmul_tn
+from elastic_jax.models.products import matmul, matmul_nt, matmul_tn
 from elastic_jax.parallel import mesh as mesh_lib
 
 MASKED = -1e30  # exp() of it is exactly zero, and unlike -inf it gives no NaN when multiplied by zero
@@ -140,9 +140,10 @@ def _nll_and_gradients(
         def gradients(hidden_cd: jax.Array, targets_c: jax.Array, weights_c: jax.Array) -> tuple[jax.Array, ...]:
             logits = _Logits.of(head, hidden_cd, weight, targets_c)
             d_logits_cv = logits.gradient(weights_c).astype(hidden_cd.dtype)
-            d_hidden = _dot(d_logits_cv, weight, (1, 0 if head.tied else 1)).astype(hidden_cd.dtype)
+            back = matmul if head.tied else matmul_nt
+            d_hidden = back(d_logits_cv, weight, _wide(hidden_cd)).astype(hidden_cd.dtype)
             pair = (d_logits_cv, hidden_cd) if head.tied else (hidden_cd, d_logits_cv)
-            return logits.nll_c, d_hidden, _dot(*pair, (0, 0))
+            return logits.nll_c, d_hidden, matmul_tn(*pair, _wide(hidden_cd))
 
         if count == 1:
             return gradients(*rows)
@@ -192,7 +193,7 @@ class _Logits:
 
 def _products(head: Head, hidden_cd: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Logits after the soft-cap, float32, and where they are of tokens that exist (None: everywhere)."""
-    values_cv = _dot(hidden_cd, weight, (1, 1 if head.tied else 0))
+    values_cv = (matmul_nt if head.tied else matmul)(hidden_cd, weight, _wide(hidden_cd))
     if head.softcap:
         values_cv = head.softcap * jnp.tanh(values_cv / head.softcap)
     padded = 0 < head.vocab < values_cv.shape[1]
@@ -205,12 +206,6 @@ def _columns_of(values_cv: jax.Array) -> jax.Array:
 
 def _masked(values_cv: jax.Array, exists_cv: jax.Array | None) -> jax.Array:
     return values_cv if exists_cv is None else jnp.where(exists_cv, values_cv, MASKED)
-
-
-def _dot(a: jax.Array, b: jax.Array, dims: tuple[int, int]) -> jax.Array:
-    if dims == (0, 0):
-        return matmul_tn(a, b, _wide(a))
-    return jax.lax.dot_general(a, b, (((dims[0],), (dims[1],)), ((), ())), preferred_element_type=_wide(a))
 
 
 def _wide(x: jax.Array) -> Any:

@@ -191,8 +191,7 @@ class Decoder:
           mask_bt: 1 where the target counts, else 0; other weights weigh.
           segments_bt, positions_bt: of packed rows, as for `hidden`.
         """
-        hidden_btd, _ = self.hidden(params, tokens_bt, segments_bt=segments_bt, positions_bt=positions_bt)
-        rows = hidden_btd.reshape(-1, self.config.embed), self._head_weight(params), targets_bt.reshape(-1)
+        rows = self._rows(params, tokens_bt, targets_bt, segments_bt, positions_bt)
         return cross_entropy.nll_sum(*rows, mask_bt.reshape(-1), self._head)
 
     def log_probs(
@@ -206,10 +205,21 @@ class Decoder:
         positions_bt: jax.Array | None = None,
     ) -> jax.Array:
         """log p(target) of every target that counts and 0 elsewhere, in nats: float32 [b, t], and the logits are never whole."""
-        hidden_btd, _ = self.hidden(params, tokens_bt, segments_bt=segments_bt, positions_bt=positions_bt)
-        rows = hidden_btd.reshape(-1, self.config.embed), self._head_weight(params), targets_bt.reshape(-1)
+        rows = self._rows(params, tokens_bt, targets_bt, segments_bt, positions_bt)
         log_p_bt = cross_entropy.log_probs(*rows, self._head).reshape(targets_bt.shape)
         return jnp.where(mask_bt != 0, log_p_bt, 0.0)
+
+    def _rows(
+        self,
+        params: Params,
+        tokens_bt: jax.Array,
+        targets_bt: jax.Array,
+        segments_bt: jax.Array | None,
+        positions_bt: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Hidden states [n, d], the weight of the head, and targets [n]."""
+        hidden_btd, _ = self.hidden(params, tokens_bt, segments_bt=segments_bt, positions_bt=positions_bt)
+        return hidden_btd.reshape(-1, self.config.embed), self._head_weight(params), targets_bt.reshape(-1)
 
     @property
     def _head(self) -> cross_entropy.Head:

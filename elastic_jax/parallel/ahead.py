@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.parallel.topology import Topology
 
 INSTALL = "pip install 'elastic_jax[tpu]'"
@@ -66,9 +66,8 @@ def devices(topology: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--topology={topology.name} --compile: libtpu {version()} does not describe it: {first}\n"
+            f"--topology={topology.name} --compile: libtpu {version()} does not describe it: {first_line(error)}\n"
             f"Update it ({INSTALL}), or leave out --compile."
         ) from error
     if len(found) != topology.devices:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 # jax's own names for what it is told in JAX_PLATFORMS.
@@ -124,7 +124,7 @@ def check(wanted: str, here: Machine | None = None) -> None:
     except RuntimeError as error:
         if not wanted or wanted == "cpu":
             raise
-        raise UserError(_absent(wanted, here, str(error).strip().splitlines()[0])) from error
+        raise UserError(_absent(wanted, here, first_line(error))) from error
     if wanted and used != wanted:
         raise UserError(_absent(wanted, here, f"jax uses {used}"))
     if not wanted and used == "cpu" and here.platform != "cpu":

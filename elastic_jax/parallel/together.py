@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from elastic_jax.data.files import digest_of
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.parallel import distributed
 from elastic_jax.train import interrupt
 
@@ -64,17 +64,17 @@ def all_or_none(what: str, patience: float = PATIENCE, end: Callable[[int], None
         if distributed.lost_peer(error):
             raise
         failure = error
-        distributed.publish(key, f"process {jax.process_index()} on {socket.gethostname()}: {_first_line(error)}")
+        distributed.publish(key, f"process {jax.process_index()} on {socket.gethostname()}: {first_line(error)}")
     finally:
         out.set()
     try:
         texts = distributed.gather(
-            _first_line(failure) if failure else "", 2 * patience if failure else distributed.TIMEOUT
+            first_line(failure) if failure else "", 2 * patience if failure else distributed.TIMEOUT
         )
     except (distributed.PeerLost, jax.errors.JaxRuntimeError) as lost:
         if failure is None:
             raise
-        raise UserError(f"{what}: {_first_line(failure)} The other processes waited for it, and ended.") from lost
+        raise UserError(f"{what}: {first_line(failure)} The other processes waited for it, and ended.") from lost
     distributed.publish(key, "")  # lets the thread go
     failed = {process: text for process, text in enumerate(texts) if text}
     if failed:
@@ -104,8 +104,3 @@ def listing(folder: os.PathLike | str) -> dict[str, Any]:
     except OSError as error:
         return dict(error=str(error.strerror or error))
     return dict(files=len(found), bytes=sum(size for _, size in found), digest=digest_of(found)[:12])
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -200,7 +200,7 @@ class Study:
 
     def _train(self, wanted: list[Run], todo: list[Run], alone: bool) -> None:
         """Bring the runs `todo` to their ends, siblings together where that is faster."""
-        cost = {run.key: run.updates * execute.positions(self.data, run, self.mesh) for run in wanted}
+        cost = {run.key: run.updates * self._executor.positions(run) for run in wanted}
         total, spent = sum(cost.values()), sum(cost.values()) - sum(cost[run.key] for run in todo)
         width = self._width
         # Of the whole tree, so that who is trained with whom does not depend on what is done already.
@@ -251,7 +251,7 @@ class Study:
             model=self.model_name,
             params=self.model.size,
             protocol=self.protocol.digest,
-            facts=execute.data_facts(self.data, self.runs, self.mesh),
+            facts=self._executor.data_facts(self.runs),
             notes=self.notes,
             runs=runs,
         )

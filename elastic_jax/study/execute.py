@@ -79,22 +79,6 @@ def packed_rows(data: StudyData, run: Run, mesh: Mesh) -> int | None:
     return min(needed, run.batch_size)
 
 
-def positions(data: StudyData, run: Run, mesh: Mesh) -> int:
-    """Positions that one update of the run computes, padding included."""
-    return (packed_rows(data, run, mesh) or run.batch_size) * data.train[run.role].seq_len
-
-
-def data_facts(data: StudyData, runs: Sequence[Run], mesh: Mesh) -> list[facts.Fact]:
-    """What is known about the data; where batches are packed, how well the runs' batches fill their rows."""
-    packed = {}
-    for role in data.packed_batches:
-        prepared = data.train[role]
-        each = prepared.counts["loss_tokens"] / prepared.rows
-        shares = [run.batch_size * each / positions(data, run, mesh) for run in runs if run.role == role]
-        packed[role] = facts.fact("token_efficiency", float(np.mean(shares)), "fraction", role, n=len(shares))
-    return [packed.get(f["split"], f) if f["measure"] == "token_efficiency" else f for f in data.facts]
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a study is executed; none of it changes a number."""
@@ -128,6 +112,7 @@ class Executor:
         self._bases: weakref.WeakValueDictionary[str, _Base] = weakref.WeakValueDictionary()
         self._last_base: _Base | None = None
         self._mine: Collection[str] | None = None
+        self._rows: dict[str, int | None] = {}  # every batch of a run has to be looked at to know it
 
     def is_done(self, run: Run) -> bool:
         return self._workdir.is_done(run.key, self._protocol.digest, run.checkpoints, run.measures)
@@ -329,7 +314,7 @@ class Executor:
                 process_index=0 if whole_rows else jax.process_index(),
                 process_count=1 if whole_rows else jax.process_count(),
                 threads=not together,  # the loop has one of its own for each run
-                rows=packed_rows(self._data, run, self._mesh),
+                rows=self.rows(run),
             )
             if reference:
                 stream = ({**b, **{k: v[b["row"]] for k, v in reference.items()}} for b in stream)
@@ -418,7 +403,23 @@ class Executor:
 
     def rows(self, run: Run) -> int | None:
         """`packed_rows` of the run."""
-        return packed_rows(self._data, run, self._mesh)
+        if run.key not in self._rows:
+            self._rows[run.key] = packed_rows(self._data, run, self._mesh)
+        return self._rows[run.key]
+
+    def positions(self, run: Run) -> int:
+        """Positions that one update of the run computes, padding included."""
+        return (self.rows(run) or run.batch_size) * self._data.train[run.role].seq_len
+
+    def data_facts(self, runs: Sequence[Run]) -> list[facts.Fact]:
+        """What is known about the data; where batches are packed, how well the runs' batches fill their rows."""
+        packed = {}
+        for role in self._data.packed_batches:
+            prepared = self._data.train[role]
+            each = prepared.counts["loss_tokens"] / prepared.rows
+            shares = [run.batch_size * each / self.positions(run) for run in runs if run.role == role]
+            packed[role] = facts.fact("token_efficiency", float(np.mean(shares)), "fraction", role, n=len(shares))
+        return [packed.get(f["split"], f) if f["measure"] == "token_efficiency" else f for f in self._data.facts]
 
     def _program(self, run: Run) -> Program:
         key = population.kind(run, self.rows(run))

@@ -19,7 +19,7 @@ from elastic_jax import config as config_lib
 from elastic_jax import objectives
 from elastic_jax.config import Config
 from elastic_jax.data import pipeline
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.models import flops
 from elastic_jax.models.config import ModelConfig, model_config
 from elastic_jax.models.transformer import Decoder
@@ -215,24 +215,32 @@ def _batch(study: Study, run: Run) -> dict[str, np.ndarray]:
     arrays = prepared.arrays(run.batch_size)
     index = np.arange(run.batch_size) % len(next(iter(arrays.values())))
     batch = {name: values[index] for name, values in arrays.items()}
-    objective = objectives.make(dict(run.objective))
-    if objective.annotate is not None:
-        annotate = objective.annotate
-        extra = jax.eval_shape(lambda p, b: annotate(study.model, p, b), study.model.shapes, batch)
-        batch.update({name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in extra.items()})
+    batch.update(
+        {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in _annotations(study.model, run, batch).items()}
+    )
     return batch
+
+
+def _annotations(model: Decoder, run: Run, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes of what the run's objective computes once of every row and adds to its batches."""
+    annotate = objectives.make(dict(run.objective)).annotate
+    if annotate is None:
+        return {}
+    return jax.eval_shape(lambda p, b: annotate(model, p, b), model.shapes, dict(batch))
+
+
+def _layout(study: Study, run: Run) -> Layout:
+    """How the config spreads an update of the run over the devices here."""
+    mesh = study.mesh.shape
+    return Layout(mesh["data"], mesh["fsdp"], mesh["tensor"], run.accumulate, study.model.config.remat, run.reduce)
 
 
 def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
     runs = [run for run in study.runs if run.stage == stage]
     first = runs[0]
-    section = study.config[stage]
     host = _batch(study, first)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=batch_sharding(study.mesh)) for k, v in host.items()}
-    mesh = study.mesh.shape
-    layout = Layout(
-        mesh["data"], mesh["fsdp"], mesh["tensor"], first.accumulate, study.model.config.remat, section.reduce
-    )
+    layout = _layout(study, first)
     compiled, found = _compile(study.model, first, study.mesh, shapes, layout)
     limit = hardware.host_memory()
     fits = limit is None or found.total * study.mesh.size < limit / 2
@@ -240,8 +248,7 @@ def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
     if fits if timed is None else timed:
         tx = optim.make(first.optim, first.updates)
         params = study.model.init(jax.random.key(0), study.mesh)
-        places = state_lib.shardings(study.model, tx, study.mesh)
-        state = jax.jit(lambda p: state_lib.create(p, tx), out_shardings=places)(params)
+        state = state_lib.creator(study.model, tx, study.mesh)(params)
         batch = {k: jax.device_put(v, batch_sharding(study.mesh)) for k, v in host.items()}
         key = jax.random.key(0)
         with jax.set_mesh(study.mesh):
@@ -423,11 +430,8 @@ def _ahead(model: ModelConfig, run: Run, work: Work, layout: Layout, topology: T
     if work.packed:
         fields["segments"] = fields["positions"] = (rows, length), jnp.int32
     batch = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for k, (shape, dtype) in fields.items()}
-    objective = objectives.make(dict(run.objective))
-    if objective.annotate is not None:
-        annotate = objective.annotate
-        extra = jax.eval_shape(lambda p, b: annotate(decoder, p, b), decoder.shapes, batch)
-        batch |= {k: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for k, leaf in extra.items()}
+    extra = _annotations(decoder, run, batch)
+    batch |= {k: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for k, leaf in extra.items()}
     try:
         return _compile(decoder, run, mesh, batch, layout)[1]
     except jax.errors.JaxRuntimeError as error:
@@ -435,7 +439,7 @@ def _ahead(model: ModelConfig, run: Run, work: Work, layout: Layout, topology: T
             raise
         largest = ", ".join(f"{name} {_bytes(size)}" for name, size in estimate.estimate(work, layout).largest())
         raise UserError(
-            f"{run.stage} on {topology.name} ({layout}): the compiler runs out of memory: {str(error).splitlines()[0][:300]}\n"
+            f"{run.stage} on {topology.name} ({layout}): the compiler runs out of memory: {first_line(error)}\n"
             f"The estimate's largest rows: {largest}. Set --config.model.remat=full, raise "
             f"--config.{run.stage}.accumulate, or choose a larger topology."
         ) from error
@@ -475,10 +479,8 @@ def cure(found: Plan) -> str:
 def out_of_memory(study: Study, stage: str) -> str:
     """What a stage that ran out of memory needs most of, for the message."""
     run = next(run for run in study.runs if run.stage == stage)
-    mesh = study.mesh.shape
-    c = study.model.config
-    layout = Layout(mesh["data"], mesh["fsdp"], mesh["tensor"], run.accumulate, c.remat, study.config[stage].reduce)
-    found = estimate.estimate(_work(study.config, c, run), layout)
+    layout = _layout(study, run)
+    found = estimate.estimate(_work(study.config, study.model.config, run), layout)
     largest = ", ".join(f"{name} {_bytes(size)}" for name, size in found.largest())
     return f"{stage} needs about {_bytes(found.total)} of a device ({layout}); largest: {largest}."
 

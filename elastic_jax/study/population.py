@@ -135,7 +135,7 @@ class Program:
         self._model, self.mesh, self._like = model, mesh, like
         self.tx: optax.GradientTransformation = optim.make(like.optim, like.updates)
         self.places: TrainState = state_lib.shardings(model, self.tx, mesh)
-        self.create = jax.jit(lambda params: state_lib.create(params, self.tx), out_shardings=self.places)
+        self.create = state_lib.creator(model, self.tx, mesh)
 
     def update(
         self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, given: Mapping[str, Any]

@@ -18,7 +18,7 @@ from etils import epath
 from elastic_jax.analysis import table
 from elastic_jax.analysis.table import Frame
 from elastic_jax.data import files
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.study import lock as lock_lib
 
 FORMAT = 1
@@ -94,7 +94,7 @@ class Workdir:
             if not self.is_remote:
                 raise
             raise UserError(
-                f"--workdir={self.path}: the bucket cannot be reached ({_reason(error)}). Check its name, your permissions there, "
+                f"--workdir={self.path}: the bucket cannot be reached ({first_line(error, 200)}). Check its name, your permissions there, "
                 "and your credentials (gcloud auth application-default login)."
             ) from error
         if not self.is_remote and self.path.exists() and not self.path.is_dir():
@@ -145,7 +145,6 @@ class Workdir:
                 folders = [self.run(key) for key in keys or ()]
                 if keys is None:
                     folders = [self.path, self.report, *(self.path / "runs").iterdir()]
-                    files.sweep([epath.Path(self.data)], older=86400)  # a plan prepares data without a lock
                 files.sweep(folders)
             try:
                 yield
@@ -285,8 +284,3 @@ class Workdir:
         buffer = io.BytesIO()
         pq.write_table(arrow, buffer)
         files.write_bytes(path, buffer.getvalue())
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

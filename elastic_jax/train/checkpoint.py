@@ -24,7 +24,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from elastic_jax.data import files
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.parallel import distributed, together
 from elastic_jax.train import checksum
@@ -172,17 +172,14 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds for one cause
             if distributed.lost_peer(error):  # nothing is wrong with the files
                 raise
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise Damaged(f"Checkpoint {self.folder / str(updates)} cannot be read ({reason}).") from error
+            raise Damaged(f"{name} cannot be read ({first_line(error, 200)}).") from error
         meta = items["meta"]
         saved = meta.pop("checksums", None)
         found = {"meta": checksum.of_json(meta)}
         found |= {name: checksum.of_arrays(item, self._mesh) for name, item in items.items() if name != "meta"}
         wrong = [name for name, value in found.items() if not saved or saved.get(name) != value]
         if wrong:
-            raise Damaged(
-                f"Checkpoint {self.folder / str(updates)} cannot be read ({', '.join(wrong)}: wrong checksum)."
-            )
+            raise Damaged(f"{name} cannot be read ({', '.join(wrong)}: wrong checksum).")
         return items
 
     def _on_disk(self, tx: optax.GradientTransformation) -> TrainState:

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TextIO
 
-from elastic_jax.models.flops import PerToken
+from elastic_jax.models.flops import PerToken, utilisation
 from elastic_jax.parallel import distributed
 
 Mode = Literal["auto", "bar", "lines", "off"]
@@ -241,12 +242,14 @@ class Progress:
             tokens_per_second = rate * self._tokens_per_step
             eta = max(0, self._steps - self._step) / rate
             if self._flops_per_token and self._peak_flops:
-                counts = self._flops_per_token
-                share = tokens_per_second / self._peak_flops
+                counts, share = (
+                    self._flops_per_token,
+                    partial(utilisation, tokens_per_second, peak_flops=self._peak_flops),
+                )
                 if isinstance(counts, PerToken):
-                    mfu, mfu_full, hfu = share * counts.causal, share * counts.full, share * counts.executed
+                    mfu, mfu_full, hfu = share(counts.causal), share(counts.full), share(counts.executed)
                 else:
-                    mfu = share * counts
+                    mfu = share(counts)
             if self._study_tokens is not None:
                 here = (self._step - self._start) * self._tokens_per_step
                 study_eta = max(0, self._study_tokens - self._study_tokens_done - here) / tokens_per_second

@@ -1,6 +1,7 @@
 """What does training carry from one update to the next?"""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,11 @@ class TrainState:
 
 def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def creator(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> Callable[[Params], TrainState]:
+    """`create`, compiled once, with every part made in its place."""
+    return jax.jit(lambda params: create(params, tx), out_shardings=shardings(model, tx, mesh))
 
 
 def shardings(model: Decoder, tx: optax.GradientTransformation, mesh: Mesh) -> Any:

@@ -6,6 +6,7 @@ import pytest
 from etils import epath
 
 from elastic_jax.data import files
+from elastic_jax.data.prepared import sweep
 from elastic_jax.study.workdir import Workdir
 
 
@@ -22,9 +23,14 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     with workdir.lock():
         assert not any((tmp_path / "w" / name).exists() for name in ours)
         assert all((tmp_path / "w" / name).exists() for name in others)
-    os.utime(tmp_path / "w" / "data" / "set.tmp-0123456789ab", (0, 0))  # no process takes days to prepare data
-    with workdir.lock():
-        assert not (tmp_path / "w" / "data" / "set.tmp-0123456789ab").exists()
+    half = tmp_path / "w" / "data" / "set.tmp-0123456789ab"
+    os.utime(half, (0, 0))
+    sweep(tmp_path / "w" / "data")
+    assert half.exists()  # something in it is new: perhaps its writer lives
+    os.utime(half / "x", (0, 0))  # no process takes days to prepare data
+    os.utime(half, (0, 0))
+    sweep(tmp_path / "w" / "data")
+    assert not half.exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

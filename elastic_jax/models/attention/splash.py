@@ -3,7 +3,6 @@
 Shapes: b batch, t position, k kv_heads, g query heads per kv head, n = k * g heads, h head_dim.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +97,7 @@ def _over_mesh(local: Callable[..., jax.Array], rows: list[jax.Array]) -> Callab
 
 BACKEND = Backend(
     name="splash",
-    attend=functools.partial(attend, interpret=False),
+    attend=attend,
     platforms=("tpu",),
     dtypes=("bfloat16", "float32"),
     head_dim_below=LANES,
