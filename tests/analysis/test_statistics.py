@@ -72,3 +72,28 @@ def test_bootstrap_is_seeded_and_covers():
 def test_log_slope():
     assert statistics.log_slope(np.array([1, 2, 8]), np.array([3.0, 5.0, 9.0])) == pytest.approx(2)
     assert math.isnan(statistics.log_slope(np.array([4, 4]), np.array([1.0, 2.0])))
+
+
+def test_bootstrap_of_seeds_and_texts_covers_and_widens_with_the_noise_of_texts():
+    rng = np.random.default_rng(2)
+    hits = []
+    for _ in range(200):
+        values = rng.normal(0.5, 0.05, size=12) + rng.normal(0, 0.1, size=12)  # between seeds, and within
+        hits.append(statistics.bootstrap_seeds_and_texts(values, np.full(12, 0.1), resamples=400))
+    assert np.mean([e.low <= 0.5 <= e.high for e in hits]) >= 0.93  # both levels are drawn: it errs on the wide side
+    same = np.full(3, 0.5)  # three seeds that happen to agree are not certainty
+    narrow, wide = (statistics.bootstrap_seeds_and_texts(same, np.full(3, e)) for e in (0.01, 0.1))
+    assert 0 < narrow.high - narrow.low < (wide.high - wide.low) / 5
+    assert "too narrow" in wide.reason and math.isnan(statistics.bootstrap_seeds_and_texts(same * np.nan, same).mean)
+
+
+def test_signs_are_flipped_exactly():
+    assert statistics.sign_flip(np.array([1.0, 1.0, 1.0, -1.0])) == (10 / 16, 1 / 8)
+    rng = np.random.default_rng(3)
+    p_values = np.array([statistics.sign_flip(rng.normal(size=8))[0] for _ in range(1000)])
+    # No effect: p is uniform on its 128 values.
+    assert np.mean(p_values <= 0.05) == pytest.approx(0.0469, abs=0.02)
+    assert statistics.sign_flip(rng.normal(3, 1, size=8))[0] == pytest.approx(2 / 256)
+    assert all(math.isnan(value) for value in statistics.sign_flip(np.array([np.nan])))
+    with pytest.raises(ValueError, match="20 pairs at most"):
+        statistics.sign_flip(np.ones(21))
