@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elastic_jax.analysis.table import load as measures
     from elastic_jax.config import default, load
     from elastic_jax.errors import UserError
+    from elastic_jax.hf.export import export
     from elastic_jax.report import render as report
     from elastic_jax.study import Study, open_study, run
     from elastic_jax.study.planning import plan
@@ -23,15 +24,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": ("elastic_jax.config", "load"),
     "default": ("elastic_jax.config", "default"),
-    "plan": ("elastic_jax.plan", ""),  # these three modules are commands too, and callable
+    "plan": ("elastic_jax.plan", ""),  # these modules are commands too, and callable
     "run": ("elastic_jax.run", ""),
+    "export": ("elastic_jax.export", ""),
     "open_study": ("elastic_jax.study", "open_study"),
     "Study": ("elastic_jax.study", "Study"),
     "measures": ("elastic_jax.analysis.table", "load"),
     "report": ("elastic_jax.report", ""),
     "UserError": ("elastic_jax.errors", "UserError"),
 }
-__all__ = ["Study", "UserError", "default", "load", "measures", "open_study", "plan", "report", "run"]
+__all__ = ["Study", "UserError", "default", "export", "load", "measures", "open_study", "plan", "report", "run"]
 
 
 def __getattr__(name: str) -> Any:

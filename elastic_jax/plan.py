@@ -34,14 +34,27 @@ def _plan(args: cli.Arguments) -> None:
         topology.parse(args.topology)
     else:  # a topology needs none of the devices here
         cli.start_jax(args, config)
+    from elastic_jax import config as config_lib
     from elastic_jax.study import Study, planning, say
 
-    subject = Study(config, args.workdir) if args.workdir else config
-    stages = (args.stage,) if args.stage else planning.STAGES
-    found = planning.plan(subject, topology=args.topology or None, compiled=args.compile, hfu=args.hfu, stages=stages)
-    say(json.dumps(found.as_json(), indent=1) if args.json else str(found))
-    if not found.fits:
-        raise UserError(planning.cure(found))
+    stages = (args.stage,) if args.stage else None
+    plans = {
+        name: planning.plan(
+            Study(variant, args.workdir) if args.workdir else variant,
+            topology=args.topology or None,
+            compiled=args.compile,
+            hfu=args.hfu,
+            stages=stages,
+        )
+        for name, variant in config_lib.variants(config).items()
+    }
+    if args.json:
+        whole = {name: found.as_json() for name, found in plans.items()}
+        say(json.dumps(whole.get("", whole), indent=1))
+    else:
+        say("\n".join(map(str, plans.values())))
+    if cures := [planning.cure(found) for found in plans.values() if not found.fits]:
+        raise UserError("\n".join(cures))
 
 
 if __name__ != "__main__":

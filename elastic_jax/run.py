@@ -4,12 +4,12 @@ from elastic_jax import cli
 from elastic_jax.callable_modules import calls
 from elastic_jax.errors import UserError, first_line
 
-STAGES = ("pretrain", "align", "perturb")  # of elastic_jax.study.tree, which imports jax
+STAGES = ("pretrain", "align", "perturb", "resistance")  # of elastic_jax.study.tree, which imports jax
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__, "run", config=True, workdir=True)
-    parser.add_argument("--stage", help="stop after pretrain, align or perturb")
+    parser.add_argument("--stage", help="stop after pretrain, align, perturb or resistance")
     parser.add_argument(
         "--only", metavar="RUN[,RUN]", help="train these runs alone, once their parents are done; no table, no report"
     )
@@ -23,43 +23,50 @@ def _run(args: cli.Arguments) -> None:
     if args.stage not in (None, *STAGES):
         raise UserError(f"--stage={args.stage}: expected one of {', '.join(STAGES)}.")
     programs = cli.start_jax(args, config)
+    from elastic_jax import config as config_lib
     from elastic_jax import study as study_lib
     from elastic_jax.report import summary
     from elastic_jax.study import planning
+    from elastic_jax.study.suite import Suite
 
-    study = study_lib.Study(config, args.workdir)
+    suite = Suite(config, args.workdir)
     study_lib.say(f"elastic_jax: {config.name} on {study_lib.devices()}, workdir {args.workdir}")
     if args.dry_run:
-        study_lib.say(str(planning.plan(study)))
+        for study in suite.studies.values():
+            study_lib.say(str(planning.plan(study)))
         return
-    total = study_lib.describe_plan(study)
-    done = sum(status.done for status in study.status())
-    study_lib.say(
-        f"{total['runs']} runs ({done} done), {total['updates']:,} updates, {total['tokens'] / 1e6:.1f}M tokens, "
-        f"{total['params']:,} parameters"
-    )
-    for note in study.notes:
+    open_runs = 0
+    for variant, study in suite.studies.items():
+        total = study_lib.describe_plan(study)
+        done = sum(status.done for status in study.status())
+        open_runs += total["runs"] - done
+        study_lib.say(
+            f"{variant + ': ' if variant else ''}{total['runs']} runs ({done} done), {total['updates']:,} updates, "
+            f"{total['tokens'] / 1e6:.1f}M tokens, {total['params']:,} parameters"
+        )
+    for note in dict.fromkeys(note for study in suite.studies.values() for note in study.notes):
         study_lib.say(f"  {note}")
     if args.only is not None:
         keys = args.only.split(",")
-        study.run(only=keys)
+        suite.run(only=keys)
         cli.note(programs)
         study_lib.say(
             f"Done: {', '.join(keys)}. python -m elastic_jax.report --workdir={args.workdir} collects all runs."
         )
         return
     try:
-        path = study.run(args.stage)
+        path = suite.run(args.stage)
     except RuntimeError as error:  # jax.errors.JaxRuntimeError
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needs = "\n".join(planning.out_of_memory(study, stage) for stage in STAGES)
+        largest = max(suite.studies.values(), key=lambda study: study.model.size)
+        needs = "\n".join(planning.out_of_memory(largest, stage) for stage in config_lib.stages(largest.config))
         raise UserError(f"out of device memory. {first_line(error)}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
     cli.note(programs)
-    if done == total["runs"]:
+    if not open_runs:
         study_lib.say("All runs were done already; nothing was computed.")
     if path is not None:
-        study_lib.say(summary(study.workdir.table, config.name, eps=config.measures.kl_eps))
+        study_lib.say(summary(suite.workdir.table, config.name, eps=config.measures.kl_eps))
         study_lib.say(f"report: {path}")
 
 

@@ -37,7 +37,7 @@ def _status(args: cli.Arguments) -> None:
 
 def _line(workdir: "Workdir", entry: dict[str, Any], run: dict[str, Any], holder: "Holder | None") -> tuple[bool, str]:
     """Whether a run is done, and what to print of it."""
-    checkpoints = [examples // run["batch_size"] for examples in run["points"]]
+    checkpoints = [-(-examples // run["batch_size"]) for examples in run["points"]]  # the last batch may not be whole
     done = workdir.is_done(run["run"], entry["protocol"], checkpoints, run["measured"])
     reached = run["updates"] if done else min(workdir.reached(run["run"]), run["updates"])
     note = f"{workdir.read_run(run['run'], 'DONE')['wall_seconds']:.1f} s" if done else ""

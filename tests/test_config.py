@@ -39,6 +39,12 @@ def test_the_defaults_are_valid(data):
         ("model.layers", "3", 3),
         ("model.tie_embeddings", "false", False),
         ("model.size", "1m", "1m"),
+        ("measures.scorers", "refusal", ("refusal",)),
+        ("measures.scorers", "", ()),
+        ("base.hf", "owner/name", "owner/name"),
+        ("base.hf", "('a,b', 'c')", ("a,b", "c")),
+        ("base.revision", "1e5", "1e5"),  # a commit, not a number
+        ("base.tokens", "1000,2000", (1000, 2000)),
     ],
 )
 def test_an_override_has_the_type_of_what_it_replaces(config, field, text, value):
@@ -156,3 +162,12 @@ def test_a_field_that_a_recipe_adds_or_takes_away_is_named(config):
     del less.measures.keep
     with pytest.raises(UserError, match="measures.keep: missing"):
         config_lib.validate(less)
+
+
+def test_the_size_of_a_study_of_ones_own_is_the_default_one_unless_something_says_otherwise(config):
+    config.model.size = None
+    assert config_lib.model_section(config) == {"size": config_lib.DEFAULT_SIZE}
+    config.model.layers = 3
+    assert config_lib.model_section(config) == {"size": config_lib.DEFAULT_SIZE, "layers": 3}
+    config.model.update(embed=16, heads=2, kv_heads=2, head_dim=8, mlp=32)
+    assert "size" not in config_lib.model_section(config)

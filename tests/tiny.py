@@ -16,7 +16,7 @@ from elastic_jax.parallel.mesh import make_mesh
 VOCAB, LENGTH = 40, 12
 FAMILIES = {
     "llama": dict(tie_embeddings=False),
-    "qwen": dict(qkv_bias=True, qk_norm=True, rope_theta=1e6),
+    "qwen": dict(qkv_bias=True, qk_norm="head", rope_theta=1e6),
     "gemma": dict(
         norm_offset=1.0,
         embed_scale=True,
@@ -38,13 +38,54 @@ FAMILIES = {
         tie_embeddings=False,
     ),
 }
+# Later members of the families: every switch that those above leave alone is set in one of these.
+RELATIVES = {
+    "llama3": dict(rope_type="llama3", rope_factor=8.0, rope_original_len=8, rope_high_freq=3.0, rope_theta=100.0),
+    "qwen-yarn": dict(
+        qkv_bias=True, rope_type="yarn", rope_factor=4.0, rope_original_len=40, window=4, window_from=1, layers=3
+    ),
+    "gemma3": dict(
+        norm_offset=1.0,
+        norm_place="both",
+        qk_norm="head",
+        embed_scale=True,
+        activation="gelu_tanh",
+        attention_scale=0.2,
+        window=4,
+        global_every=2,
+        layers=5,
+        rope_type="linear",
+        rope_factor=8.0,
+        rope_local_theta=100.0,
+    ),
+    "olmo2": dict(norm_place="post", qk_norm="full", rope_type="dynamic", rope_factor=2.0, rope_original_len=6),
+    "gpt2": dict(
+        norm="layer",
+        positions="learned",
+        max_positions=2 * LENGTH,
+        activation="gelu_tanh",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+    ),
+    "neox-after": dict(
+        norm="layer",
+        norm_place="both",
+        parallel_residual=True,
+        positions="none",
+        qk_norm="full",
+        mlp_bias=True,
+        attention_softcap=2.0,
+    ),
+}
 
 
 def decoder(family="llama", **fields):
-    """Two layers, four heads in two groups."""
+    """Two layers unless the family says otherwise, four heads in two groups."""
     shape = dict(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=32)
     data = dict(vocab_size=VOCAB, seq_len=LENGTH)
-    return Decoder(ModelConfig(**{**shape, **data, **FAMILIES[family], **fields}))
+    return Decoder(ModelConfig(**{**shape, **data, **{**FAMILIES, **RELATIVES}[family], **fields}))
 
 
 def random_params(model, seed=0, std=0.3):

@@ -193,7 +193,9 @@ def _slowing(path: Trajectory, *, odds: bool) -> tuple[float, str]:
         return math.nan, "base's level reached at the end of the record"
     levels = np.array([path.start, path.base, path.final])
     if odds:
-        if (levels <= 0).any() or (levels >= 1).any():
+        if (levels < 0).any() or (levels > 1).any():
+            return math.nan, "log-odds are of probabilities; this score is none"
+        if (levels == 0).any() or (levels == 1).any():
             return math.nan, "a score of exactly 0 or 1 has no log-odds"
         levels = np.log(levels / (1 - levels))
     before = (levels[0] - levels[1]) / crossed.at

@@ -25,6 +25,7 @@ EPS = 0.01
 CONDITION = ("model", "align_method", "perturb_method", "arm", "align_volume")
 DIRECTIONS = ("kl_base_model", "kl_model_base")
 _SCORE = ("score", "samples")
+FURTHER = "score_"  # what measures of `measures.scorers` begin with
 _CENSORED = "not reached within the record"
 
 
@@ -347,7 +348,7 @@ def per_seed(study: Study, *, eps: float = EPS) -> Frame:
     out: list[dict] = []
     scores = trajectories(study, *_SCORE)
     for path in scores:
-        _score_quantities(path, out)
+        _score_quantities(path, out, _SCORE, "probability")
     for row in against_control(scores).groupby([*CONDITION, "seed"], sort=True).tail(1).to_dict("records"):
         add = _adder(
             out,
@@ -359,8 +360,29 @@ def per_seed(study: Study, *, eps: float = EPS) -> Frame:
         for split in sorted(set(study.rows[study.rows.measure == measure].split)):
             for path in trajectories(study, measure, split):
                 _divergence_quantities(path, out, measure, split, eps)
-    names = [*CONDITION, "seed", "run", "quantity", "measure", "split", "unit", "value", "bound", "reason"]
-    return table.frame(out, names)
+    return table.frame(out, _PER_SEED)
+
+
+_PER_SEED = (*CONDITION, "seed", "run", "quantity", "measure", "split", "unit", "value", "bound", "reason")
+
+
+def further_units(study: Study) -> dict[str, str]:
+    """The measures of further scorers that the study has, and their units."""
+    rows = study.rows[study.rows.measure.str.startswith(FURTHER)]
+    return {str(measure): str(part.unit.iloc[0]) for measure, part in rows.groupby("measure", sort=True)}
+
+
+def further_per_seed(study: Study) -> Frame:
+    """The quantities of a score, of every further scorer, in its own unit; columns as of `per_seed`.
+
+    They are kept apart, since what is fitted to or tested on "the score" is about the data's own scorer alone. Half-lives and the
+    division into rebound and overshoot need no bounds; log-odds do, and are not among them.
+    """
+    out: list[dict] = []
+    for measure, unit in further_units(study).items():
+        for path in trajectories(study, measure, "samples"):
+            _score_quantities(path, out, (measure, "samples"), unit)
+    return table.frame(out, _PER_SEED)
 
 
 def _key(path: Trajectory) -> tuple:
@@ -382,9 +404,8 @@ def _adder(out: list[dict], path: Trajectory, measure: tuple[str, str]):
     return add
 
 
-def _score_quantities(path: Trajectory, out: list[dict]) -> None:
-    add = _adder(out, path, _SCORE)
-    unit = "probability"
+def _score_quantities(path: Trajectory, out: list[dict], measure: tuple[str, str], unit: str) -> None:
+    add = _adder(out, path, measure)
     add("base", unit, path.base)
     add("start", unit, path.start)
     add("final", unit, path.final)

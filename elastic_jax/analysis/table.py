@@ -29,11 +29,12 @@ STRINGS = (
     "commit",
     "text",
 )
-INTEGERS = ("params", "align_volume", "perturb_volume", "examples", "updates", "tokens", "n", "seed")
+INTEGERS = ("params", "pretrain_tokens", "align_volume", "perturb_volume", "examples", "updates", "tokens", "n", "seed")
 FLOATS = ("value", "stderr")
 COLUMNS = (*STRINGS, *INTEGERS, *FLOATS)
+LATER = ("pretrain_tokens",)  # which tables of earlier versions lack: 0 there
 SCHEMA_KEY = b"elastic_jax"
-STAGES = ("data", "pretrain", "align", "perturb")
+STAGES = ("data", "pretrain", "align", "perturb", "resistance")
 AXES = ("examples", "updates", "tokens")
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Table:
     rows: Frame
     studies: Mapping[str, Mapping[str, Any]]
     path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One base of a study: its name in the column `model`, its parameters, the tokens of its pre-training (0: not known)."""
+
+    name: str
+    params: int
+    pretrain_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +101,18 @@ class Study:
             }
             for run, rows in found
         ]
+
+    @functools.cached_property
+    def models(self) -> list[Model]:
+        """The bases by how much they were pre-trained; by their order in the config where nobody said, then by size."""
+        rows = self.rows[self.rows.model != ""]
+        named = [base.get("label") for base in self.info.get("bases") or []]
+        found = [
+            Model(str(name), int(part.params.max()), int(part.pretrain_tokens.max()))
+            for name, part in rows.groupby("model", sort=True)
+        ]
+        place = {name: i for i, name in enumerate(named)}
+        return sorted(found, key=lambda one: (one.pretrain_tokens, place.get(one.name, len(place)), one.params, one.name))
 
     @functools.cached_property
     def ancestry(self) -> dict[str, str]:
@@ -210,7 +232,7 @@ def load(path: epath.PathLike) -> Table:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a parquet file ({error}). Give the measures.parquet of a workdir.") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in (*table.column_names, *LATER)]
     metadata = (table.schema.metadata or {}).get(SCHEMA_KEY)
     if missing or metadata is None:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no schema metadata under `elastic_jax`"
@@ -219,7 +241,8 @@ def load(path: epath.PathLike) -> Table:
         studies = json.loads(metadata)["studies"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its schema metadata `elastic_jax` is damaged ({error}). Measure again.") from error
-    return Table(_canonical(table.select(list(COLUMNS)).to_pandas(), str(path)), studies, str(path))
+    rows = table.select([name for name in COLUMNS if name in table.column_names]).to_pandas()
+    return Table(_canonical(rows.reindex(columns=list(COLUMNS)), str(path)), studies, str(path))
 
 
 def _canonical(rows: Frame, where: str) -> Frame:
@@ -248,17 +271,24 @@ def _canonical(rows: Frame, where: str) -> Frame:
 
 
 def select(table: Table, study: str | None = None) -> Study:
-    """One study of the table, by name; the name may be left out when there is only one.
+    """One study of the table, by name; the name may be left out when there is only one. The name that several are variants of
+    (`analysis.join`) gives all of them as one.
 
     Raises:
       UserError: no such study, or several and none named.
     """
+    from elastic_jax.analysis import join
+
     names = sorted({*table.rows.study, *table.studies} - {""})
     if not names:
         raise UserError(f"{table.path} holds no study yet: it has no rows.")
-    if study is None and len(names) > 1:
+    suite = join.common(names)
+    if study is None and len(names) > 1 and not suite:
         raise UserError(f"{table.path} holds {len(names)} studies: {', '.join(names)}. Choose one with --study=...")
-    name = names[0] if study is None else study
+    name = study or (suite if len(names) > 1 else names[0])
+    if name not in names and (variants := join.members(name, [n for n in table.studies if n in names])):
+        parts = {variant.removeprefix(name + join.SEPARATOR): select(table, variant) for variant in variants}
+        return join.join(name, parts)
     if name not in names:
         raise UserError(f"--study={name}: no such study in {table.path}. {closest(name, names)}")
     rows = table.rows[table.rows.study == name].reset_index(drop=True)

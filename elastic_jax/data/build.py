@@ -20,7 +20,8 @@ from elastic_jax.data import packing, sources, study_text, study_universe
 from elastic_jax.data.files import digest_of, sha256_of_file, write_bytes, write_text
 from elastic_jax.data.parts import Parts
 from elastic_jax.data.prepared import FORMAT, Damaged, Prepared, local_path, open_prepared, sweep
-from elastic_jax.data.tokenizers import Tokenizer, load
+from elastic_jax.data.templates import is_chat
+from elastic_jax.data.tokenizers import Tokenizer, load, load_pretrained
 from elastic_jax.data.universe import Universe
 from elastic_jax.errors import UserError, closest
 from elastic_jax.measures.scorers import ClassifierScorer, PosteriorScorer, Scorer
@@ -35,15 +36,17 @@ class StudyData:
 
     Attributes:
       tokenizer: of all sets.
-      train: "pretrain", "align" and "perturb".
+      train: "pretrain" (absent where nothing is pre-trained), "align" and "perturb".
       heldout: the same names, kind "text", pack "none"; never trained on.
       log_prob: universe only, else {}: exact log p in nats of what the loss counts in every held-out row, in
         their order, float64 [n]. That is the whole text with its final <eos>, or the answer given its prompt.
-      prompts: [n, P] int32, for sampling; every row begins with <eos> and none has padding.
+      prompts: [n, P] int32, for sampling: what the model is given, the token that begins a document included. Shorter ones are padded
+        on the left.
       scorer: P(aligned behaviour | text).
       facts: rows of stage "data" for the table of measures.
       digest: of all of the above.
       packed_batches: the roles whose examples are packed batch by batch when they are read (`data.pack`).
+      prompt_lengths: [n], how many tokens of each prompt are no padding; None where all of them have P.
     """
 
     tokenizer: Tokenizer
@@ -55,9 +58,16 @@ class StudyData:
     facts: list[dict[str, Any]]
     digest: str
     packed_batches: frozenset[str] = frozenset()
+    prompt_lengths: np.ndarray | None = None
+
+    def prompt_rows(self) -> list[list[int]]:
+        """The tokens of every prompt, without padding."""
+        return _unpadded(self.prompts, self.prompt_lengths)
 
 
-def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str]) -> StudyData:
+def build(
+    data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives: Mapping[str, str], pretrain: bool = True
+) -> StudyData:
     """The data of a study, made or opened.
 
     Args:
@@ -65,6 +75,8 @@ def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives
         `study_universe.DEFAULTS` or `study_text.DEFAULTS`.
       root: folder for prepared data, on a local or mounted disk.
       objectives: for "align" and "perturb" the kind of rows they train on, "text" or "pair".
+      pretrain: False where the study starts from a checkpoint of others: then texts of pre-training are held out, to be measured
+        on, and none is trained on.
 
     Raises:
       UserError: a field is unknown, or files, columns, labels or row counts do not allow what is asked.
@@ -76,12 +88,13 @@ def build(data_config: Mapping[str, Any], root: str | os.PathLike, *, objectives
     sweep(folder)
     # Which rows, merges and weights come out depends on these libraries too.
     libraries = {name: metadata.version(name) for name in ("tokenizers", "scikit-learn", "numpy")}
-    key = digest_of([FORMAT, _determining(config), objectives, libraries])
+    key = digest_of([FORMAT, _determining(config), objectives, libraries, *([] if pretrain else ["no pre-training"])])
     index = folder / f"study-{key[:12]}.json"
     opened = _open(index, config)
     if opened is not None:
         return opened
-    parts = KINDS[config["kind"]].make(config, folder, objectives)
+    more = {} if pretrain else dict(pretrain=False)
+    parts = KINDS[config["kind"]].make(config, folder, objectives, **more)
     stamps = sources.stamps(config) if config["kind"] == "text" else []
     return _named(parts, _store(index, parts, stamps), config)
 
@@ -105,8 +118,31 @@ def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
     `pack.pretrain` counts only where it is not the default, so that what was prepared before there was a choice is still found.
     """
     kept = {name: value for name, value in config.items() if name != "pack"}
+    if config["kind"] == "text":
+        kept |= _of_text(config)
     pack = config["pack"]["pretrain"]
     return kept if pack == KINDS[config["kind"]].DEFAULTS["pack"]["pretrain"] else kept | dict(pack=pack)
+
+
+def _of_text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What depends on a tokenizer's content rather than on where it lies. Fields that are newer than data count where they are used."""
+    tokenizer, kept = dict(config["tokenizer"]), {}
+    path, layout = tokenizer.pop("path"), tokenizer.pop("layout")
+    kept["tokenizer"] = tokenizer
+    if path:
+        pretrained = load_pretrained(path, layout)
+        kept["tokenizer"] = tokenizer | dict(digest=pretrained.digest)
+        if is_chat(config["template"]):
+            kept["template"] = pretrained.chat(config["template"].partition(":")[2]).text
+    if config["columns"]["prompt"]:
+        kept["prompt_lengths"] = "any"  # once all prompts had one
+    return kept
+
+
+def _unpadded(prompts: np.ndarray, lengths: np.ndarray | None) -> list[list[int]]:
+    if lengths is None:
+        return prompts.tolist()
+    return [row[len(row) - length :] for row, length in zip(prompts.tolist(), lengths.tolist(), strict=True)]
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -146,7 +182,7 @@ def _digest(parts: Parts) -> str:
             parts.tokenizer.digest,
             {name: prepared.digest for name, prepared in parts.train.items()},
             {name: prepared.digest for name, prepared in parts.heldout.items()},
-            parts.prompts.tolist(),
+            _unpadded(parts.prompts, parts.prompt_lengths),
             parts.scorer.digest,
         ]
     )
@@ -156,11 +192,13 @@ def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> str:
     """Writes the index and returns the digest of all parts."""
     arrays = index.with_suffix(".npz")
     named = {f"log_prob/{name}": values for name, values in parts.log_prob.items()}
+    if parts.prompt_lengths is not None:
+        named["prompt_lengths"] = parts.prompt_lengths
     buffer = io.BytesIO()
     np.savez(buffer, prompts=parts.prompts, **named)  # pyright: ignore[reportArgumentType]
     write_bytes(arrays, buffer.getvalue())
     if isinstance(parts.scorer, PosteriorScorer):
-        scorer = dict(kind="posterior", latent=parts.scorer.latent)
+        scorer = dict(kind="posterior", latent=parts.scorer.latent, complement=parts.scorer.complement)
     else:
         scorer = dict(kind="classifier", folder=f"scorer-{parts.scorer.digest[:12]}")
     digest = _digest(parts)
@@ -205,6 +243,7 @@ def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
             heldout={name: open_prepared(folder / place) for name, place in content["heldout"].items()},
             log_prob={n.removeprefix("log_prob/"): a for n, a in held.items() if n.startswith("log_prob/")},
             prompts=held["prompts"],
+            prompt_lengths=held.get("prompt_lengths"),
             scorer=_scorer(content["scorer"], folder, config),
             facts=content["facts"],
         )
@@ -224,6 +263,7 @@ def _named(parts: Parts, digest: str, config: Mapping[str, Any]) -> StudyData:
         heldout=parts.heldout,
         log_prob=parts.log_prob,
         prompts=parts.prompts,
+        prompt_lengths=parts.prompt_lengths,
         scorer=parts.scorer,
         packed_batches=packed,
         facts=parts.facts,
@@ -233,7 +273,8 @@ def _named(parts: Parts, digest: str, config: Mapping[str, Any]) -> StudyData:
 
 def _scorer(stored: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> Scorer:
     if stored["kind"] == "posterior":
-        return PosteriorScorer(Universe(topics=config["topics"], size=config["size"]), stored["latent"])
+        universe = Universe(topics=config["topics"], size=config["size"])
+        return PosteriorScorer(universe, stored["latent"], stored.get("complement", False))
     scorer = ClassifierScorer.load(folder / stored["folder"])
     if scorer is None:
         raise Damaged(f"{folder / stored['folder']}: no whole scorer")

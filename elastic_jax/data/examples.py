@@ -1,16 +1,16 @@
-"""Which tokens does a row of text become, and which of them does the loss count?"""
+"""How do documents become rows of one length?"""
 
 import dataclasses
-from array import array
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
 from elastic_jax.data import packing
+from elastic_jax.data.chat import ChatTemplate
+from elastic_jax.data.documents import Documents, encode_documents
 from elastic_jax.data.templates import PLAIN, Template
-from elastic_jax.data.tokenizers import Tokenizer, portions
+from elastic_jax.data.tokenizers import Tokenizer
 from elastic_jax.errors import UserError
 
 Kind = Literal["text", "pair"]
@@ -39,9 +39,10 @@ class TokenRows:
         Pack "best_fit": also `segments` and `positions` [n, T] int32, see `elastic_jax.data.packing.fill`.
       ids: pack "none": the id of every row. Otherwise the ids of the documents, in their order.
       counts: how many `rows`, `tokens`, `loss_tokens`, `truncated_rows`, `truncated_tokens`, `dropped_rows`
-        and `dropped_tokens`. Every token of the input, the `<eos>` around the texts included, is counted
+        and `dropped_tokens`. Every token of the input, what begins and ends the texts included, is counted
         in exactly one of `tokens`, `truncated_tokens` and `dropped_tokens`. Pack "best_fit": also how many
         `documents` are in the rows, and how many of them are `split_documents`.
+      joined: whether what ends a document also begins the next one, as the `<eos>` of our own tokenizers does.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class TokenRows:
     arrays: dict[str, np.ndarray]
     ids: tuple[str, ...]
     counts: dict[str, int]
+    joined: bool = True
 
 
 def tokenize(
@@ -56,20 +58,20 @@ def tokenize(
     tokenizer: Tokenizer,
     *,
     seq_len: int,
-    template: Template = PLAIN,
+    template: Template | ChatTemplate = PLAIN,
     kind: Kind = "text",
     pack: Pack = "none",
     name: str = "data",
 ) -> TokenRows:
-    """Token rows of `rows`: `<eos> prompt answer <eos> <pad>...`.
+    """Token rows of `rows`: `<bos> prompt answer <eos> <pad>...`, or as a chat template arranges them.
 
     Pack "none" gives a token row per row: what is longer than T+1 tokens is cut, and a row whose prompt
     leaves no place for an answer, or whose answer is empty, is dropped. Pack "concat" joins all documents,
-    an `<eos>` between them, and cuts the stream into rows that overlap by one token, so that every token
-    but the very first is a target exactly once; only the tokens of the last, incomplete row are dropped.
-    Pack "best_fit" puts whole documents into rows, which do not see each other there; a document longer than
-    a row is split into pieces, of which each but the first begins with an `<eos>` of its own, and every token
-    is the target of exactly one piece. A document without text is dropped.
+    one token between them where `<bos>` is `<eos>`, and cuts the stream into rows that overlap by one token, so
+    that every token but the very first is a target exactly once; only the tokens of the last, incomplete row are
+    dropped. Pack "best_fit" puts whole documents into rows, which do not see each other there; a document longer
+    than a row is split into pieces, of which each begins with a `<bos>` of its own, and every token is the target
+    of exactly one piece. A document without text is dropped.
 
     Args:
       rows: `{"id", "prompt", "answer"}`, for kind "pair" `{"id", "prompt", "chosen", "rejected"}`.
@@ -94,9 +96,8 @@ def tokenize(
         tokens = _pairs(rows, tokenizer, template, seq_len)
     else:
         make = dict(none=_one_each, concat=_concat, best_fit=_best_fit)[pack]
-        tokens = make(
-            [str(row["id"]) for row in rows], _documents(rows, "answer", tokenizer, template), tokenizer, seq_len
-        )
+        documents = encode_documents(rows, "answer", tokenizer, template)
+        tokens = make([str(row["id"]) for row in rows], documents, tokenizer, seq_len)
     if not tokens.counts["rows"]:
         raise UserError(_nothing_left(name, len(rows), tokens.counts, seq_len, pack))
     return tokens
@@ -117,50 +118,7 @@ def _nothing_left(name: str, rows: int, counts: Mapping[str, int], seq_len: int,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Documents:
-    """Documents one after the other, each `<eos> prompt answer <eos>`."""
-
-    tokens: np.ndarray  # int32, of all documents
-    lengths: np.ndarray  # [n] int64
-    firsts: np.ndarray  # [n] int64: where in the document its answer begins
-
-    @property
-    def begins(self) -> np.ndarray:
-        return np.cumsum(self.lengths) - self.lengths
-
-    @property
-    def answered(self) -> np.ndarray:
-        """Whether there is an answer: a document without one has only its last <eos> after the prompt."""
-        return self.lengths - self.firsts > 1
-
-    def counted(self) -> np.ndarray:
-        """Of every token whether the loss counts it as a target: those of answers and what ends them. uint8."""
-        runs = np.stack([self.firsts, self.lengths - self.firsts], axis=1).ravel()
-        return np.repeat(np.tile(np.array([0, 1], np.uint8), len(self.lengths)), runs)
-
-
-def _documents(rows: Sequence[Mapping[str, Any]], answer: str, tokenizer: Tokenizer, template: Template) -> _Documents:
-    """Prompt and answer are encoded apart, so that the border between them is a border of tokens."""
-    eos = [tokenizer.eos_id]
-    # Prompts repeat (openings of the universe, several answers to one question): encode each once.
-    known: dict[str, array] = {"": array("i")}
-    streams, lengths, firsts = [np.empty(0, np.int32)], [], []
-    for portion in portions([row[answer] for row in rows]):
-        parts = [template.split(row.get("prompt", ""), row[answer]) for row in rows[portion]]
-        new = [head for head in dict.fromkeys(head for head, _ in parts) if head not in known]
-        if new:
-            known.update(zip(new, (array("i", ids) for ids in tokenizer.encode(new)), strict=True))
-        heads = [known[head] for head, _ in parts]
-        bodies = tokenizer.encode([body for _, body in parts])
-        pieces = (chain(eos, head, body, eos) for head, body in zip(heads, bodies, strict=True))
-        streams.append(np.fromiter(chain.from_iterable(pieces), np.int32))
-        firsts.extend(len(head) + 1 for head in heads)
-        lengths.extend(len(head) + len(body) + 2 for head, body in zip(heads, bodies, strict=True))
-    return _Documents(np.concatenate(streams), np.array(lengths, np.int64), np.array(firsts, np.int64))
-
-
-def _sides(documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sides(documents: Documents, tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [n, T+1], mask [n, T] and whether an answer is left [n]."""
     count, width = len(documents.lengths), seq_len + 1
     tokens = np.full((count, width), tokenizer.pad_id, np.int32)
@@ -170,12 +128,14 @@ def _sides(documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> tuple[n
         part = slice(begin, begin + _ROWS_AT_ONCE)
         kept = np.minimum(documents.lengths[part], width)[:, None]
         filled = columns[None, :] < kept
-        tokens[part][filled] = documents.tokens[(begins[part][:, None] + columns[None, :])[filled]]
-        mask[part] = ((columns[None, 1:] >= documents.firsts[part][:, None]) & filled[:, 1:]).astype(np.uint8)
+        places = begins[part][:, None] + columns[None, :]
+        tokens[part][filled] = documents.tokens[places[filled]]
+        targets = filled[:, 1:]
+        mask[part][targets] = documents.counted[places[:, 1:][targets]]
     return tokens, mask, (documents.firsts <= seq_len) & documents.answered
 
 
-def _counts(masks: Sequence[np.ndarray], sides: Sequence[_Documents], usable: np.ndarray, width: int) -> dict[str, int]:
+def _counts(masks: Sequence[np.ndarray], sides: Sequence[Documents], usable: np.ndarray, width: int) -> dict[str, int]:
     lengths = np.stack([side.lengths for side in sides])  # [sides, n]
     excess = np.maximum(lengths - width, 0)[:, usable]
     return dict(
@@ -193,16 +153,18 @@ def _chosen(ids: Sequence[str], usable: np.ndarray) -> tuple[str, ...]:
     return tuple(name for name, keep in zip(ids, usable, strict=True) if keep)
 
 
-def _one_each(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+def _one_each(ids: list[str], documents: Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
     tokens, mask, usable = _sides(documents, tokenizer, seq_len)
     counts = _counts([mask], [documents], usable, seq_len + 1)
     if not usable.all():
         tokens, mask = tokens[usable], mask[usable]
-    return TokenRows("text", seq_len, dict(tokens=tokens, mask=mask), _chosen(ids, usable), counts)
+    return TokenRows("text", seq_len, dict(tokens=tokens, mask=mask), _chosen(ids, usable), counts, documents.joined)
 
 
-def _pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template, seq_len: int) -> TokenRows:
-    documents = {side: _documents(rows, side, tokenizer, template) for side in ("chosen", "rejected")}
+def _pairs(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Template | ChatTemplate, seq_len: int
+) -> TokenRows:
+    documents = {side: encode_documents(rows, side, tokenizer, template) for side in ("chosen", "rejected")}
     sides = {side: _sides(those, tokenizer, seq_len) for side, those in documents.items()}
     usable = sides["chosen"][2] & sides["rejected"][2]  # a pair with one side is no pair
     arrays = {}
@@ -217,11 +179,12 @@ def _pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: Te
     )
 
 
-def _concat(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+def _concat(ids: list[str], documents: Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
     del tokenizer
     joined = np.ones(len(documents.tokens), bool)
-    joined[documents.begins[1:]] = False  # the <eos> before a document is the one that ends the document before it
-    stream, counted = documents.tokens[joined], documents.counted()[joined][1:]
+    if documents.joined:
+        joined[documents.begins[1:]] = False  # the <eos> before a document is the one that ends the document before it
+    stream, counted = documents.tokens[joined], documents.counted[joined][1:]
     rows = (len(stream) - 1) // seq_len
     used = rows * seq_len
     tokens = np.empty((rows, seq_len + 1), np.int32)
@@ -235,13 +198,15 @@ def _concat(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len
     return TokenRows("text", seq_len, dict(tokens=tokens, mask=mask), tuple(ids), counts)
 
 
-def _best_fit(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
+def _best_fit(ids: list[str], documents: Documents, tokenizer: Tokenizer, seq_len: int) -> TokenRows:
     usable = documents.answered
     lengths = documents.lengths[usable]
     kept = slice(None) if usable.all() else np.repeat(usable, documents.lengths)
     tokens, counted, sizes = _split(
-        documents.tokens[kept], documents.counted()[kept], lengths - 1, seq_len, tokenizer.eos_id
+        documents.tokens[kept], documents.counted[kept], lengths - 1, seq_len, documents.lead
     )
+    if not documents.joined:
+        tokens, counted, sizes = _apart(tokens, counted, sizes, seq_len, tokenizer.pad_id)
     begins = np.cumsum(sizes + 1) - (sizes + 1)
     rows = packing.best_fit(sizes, seq_len)
     count = int(rows.max()) + 1 if len(rows) else 0
@@ -257,29 +222,39 @@ def _best_fit(ids: list[str], documents: _Documents, tokenizer: Tokenizer, seq_l
         documents=len(lengths),
         split_documents=int((lengths - 1 > seq_len).sum()),
     )
-    return TokenRows("text", seq_len, arrays, _chosen(ids, usable), counts)
+    return TokenRows("text", seq_len, arrays, _chosen(ids, usable), counts, documents.joined)
 
 
 def _split(
-    tokens: np.ndarray, counted: np.ndarray, sizes: np.ndarray, seq_len: int, eos_id: int
+    tokens: np.ndarray, counted: np.ndarray, sizes: np.ndarray, seq_len: int, lead: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Documents cut into pieces of at most T inputs: their tokens and counted targets one after the other, and their sizes.
 
-    The first piece of a long document ends with target number T. Each of the others begins with an <eos> and the last target of the
-    piece before it, which is not counted again, and so has T-1 targets of its own.
+    The first piece of a long document ends with target number T. Each of the others begins with `lead`, which is one token or none,
+    and the last target of the piece before it, which is not counted again, and so has T-1 or T targets of its own.
     """
-    more = -(-np.maximum(sizes - seq_len, 0) // (seq_len - 1))  # pieces after the first
+    own = seq_len - len(lead)
+    more = -(-np.maximum(sizes - seq_len, 0) // own)  # pieces after the first
     if not more.any():
         return tokens, counted, sizes
     document = np.repeat(np.arange(len(sizes)), more)
     number = np.arange(len(document)) - np.repeat(np.cumsum(more) - more, more)  # of the cut in its document
     begins = np.cumsum(sizes + 1) - (sizes + 1)
-    last = begins[document] + seq_len + number * (seq_len - 1)  # of the piece before the cut
-    repeated = np.stack([np.full(len(last), eos_id), tokens[last]], axis=1).ravel()
-    places = np.repeat(last + 1, 2)
-    left = sizes[document] - seq_len - number * (seq_len - 1)
+    last = begins[document] + seq_len + number * own  # of the piece before the cut
+    repeated = np.stack([*(np.full(len(last), token) for token in lead), tokens[last]], axis=1).ravel()
+    places = np.repeat(last + 1, len(lead) + 1)
+    left = sizes[document] - seq_len - number * own
     first_piece = np.cumsum(more + 1) - (more + 1)
     pieces = np.empty(len(sizes) + len(document), np.int64)
     pieces[first_piece] = np.minimum(sizes, seq_len)
-    pieces[first_piece[document] + 1 + number] = np.minimum(left, seq_len - 1) + 1
+    pieces[first_piece[document] + 1 + number] = np.minimum(left, own) + len(lead)
     return np.insert(tokens, places, repeated), np.insert(counted, places, 0), pieces
+
+
+def _apart(
+    tokens: np.ndarray, counted: np.ndarray, sizes: np.ndarray, seq_len: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pieces whose last token is an input too, since the next document does not begin with it; one that fills a row ends there."""
+    short = sizes < seq_len
+    ends = np.cumsum(sizes + 1)[short]
+    return np.insert(tokens, ends, pad_id), np.insert(counted, ends, 0), sizes + short

@@ -1,7 +1,8 @@
 """Which documents share a row, and where in it does each of them stand?
 
 Documents lie back to back and share the `<eos>` between them: "eos a b eos c d eos". A document of n tokens, both `<eos>`
-counted, therefore takes n-1 of the T inputs of a row, its *size*, and no token is wasted.
+counted, therefore takes n-1 of the T inputs of a row, its *size*, and no token is wasted. Where a document does not begin with the
+token that ends the one before it, it takes n inputs, of which the last has no target: "bos a b eos bos c d eos".
 """
 
 from collections.abc import Mapping
@@ -150,6 +151,9 @@ def fill(
     flat = {name: array.reshape(-1) for name, array in made.items()}
     first, number = offsets(rows, sizes)
     ends = np.cumsum(sizes)
+    # The last token of every document: <eos>, or what is left of a text that was cut. The document after it comes later and writes
+    # its own first token there.
+    flat["tokens"][rows * (seq_len + 1) + first + sizes] = tokens[token_begins + sizes]
     begin = 0
     while begin < len(sizes):
         done = ends[begin] - sizes[begin]
@@ -165,6 +169,4 @@ def fill(
         flat["segments"][target] = np.repeat(number[part], size)
         flat["positions"][target] = within
         begin = end
-    # The last token of every document: <eos>, which the next one writes as well, or what is left of a text that was cut.
-    flat["tokens"][rows * (seq_len + 1) + first + sizes] = tokens[token_begins + sizes]
     return made

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.data.prepared import Prepared
-from elastic_jax.data.tokenizers import BpeTokenizer, WordTokenizer
+from elastic_jax.data.tokenizers import Tokenizer
 from elastic_jax.measures.scorers import Scorer
 
 
@@ -15,7 +15,7 @@ from elastic_jax.measures.scorers import Scorer
 class Parts:
     """See `elastic_jax.data.build.StudyData`, which is this and a digest."""
 
-    tokenizer: BpeTokenizer | WordTokenizer
+    tokenizer: Tokenizer
     tokenizer_folder: Path  # where it is saved
     train: dict[str, Prepared]
     heldout: dict[str, Prepared]
@@ -23,3 +23,4 @@ class Parts:
     prompts: np.ndarray
     scorer: Scorer
     facts: list[dict[str, Any]]
+    prompt_lengths: np.ndarray | None = None

@@ -37,6 +37,7 @@ def batches(
     process_count: int = 1,
     rows: int | None = None,
     threads: bool = True,
+    examples: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of every global batch from number `start` on, without end.
 
@@ -50,9 +51,11 @@ def batches(
       rows: R; pack the B examples of a batch into R rows, of which process p gets [p R/P, (p+1) R/P). See
         `rows_needed`. By default every example is a row.
       threads: read ahead in background threads.
+      examples: E; what comes after the first E examples is padding: its masks are zero. By default nothing is.
 
     Yields:
-      The fields of the data set, [B/P, ...] each, and `row` [B/P] int64, the rows' numbers in it. Packed: the
+      The fields of the data set, [B/P, ...] each, and `row` [B/P] int64, the rows' numbers in it; with E also
+      `real` [B/P] uint8, 1 for the first E examples and 0 for the rest. Packed: the
       fields that `elastic_jax.data.packing.fill` makes, [R/P, ...], and in `row` the examples that they hold.
 
     Raises:
@@ -60,7 +63,7 @@ def batches(
     """
     if start < 0:
         raise UserError(f"start={start}: the number of the first batch is 0 or more.")
-    steps = _steps(prepared, batch_size, seed, process_index, process_count, rows)[start:]
+    steps = _steps(prepared, batch_size, seed, process_index, process_count, rows, examples)[start:]
     reading = _READING if prepared.source().in_memory else _READING_FROM_DISK
     if not threads:
         reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -105,7 +108,13 @@ def _order(prepared: Prepared, seed: int) -> grain.MapDataset[Any]:
 
 
 def _steps(
-    prepared: Prepared, batch_size: int, seed: int, process_index: int, process_count: int, rows: int | None
+    prepared: Prepared,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    rows: int | None,
+    examples: int | None = None,
 ) -> grain.MapDataset[Any]:
     for name, count in (("batch_size", batch_size), ("rows", rows or process_count)):
         if count < 1 or count % process_count:
@@ -119,9 +128,15 @@ def _steps(
     # Row numbers are shuffled and batched, not rows: one gather per batch instead of B small reads.
     order = _order(prepared, seed)
     if rows is None:
-        local = order.batch(batch_size // process_count).map(functools.partial(_rows, prepared.source()))
+        local = order.batch(batch_size // process_count)
+        if examples is None:
+            local = local.map(functools.partial(_rows, prepared.source()))
+        else:
+            local = local.map_with_index(functools.partial(_rows_up_to, prepared.source(), examples))
         return local[process_index::process_count]
     _check_packable(prepared)
+    if examples is not None:
+        raise UserError(f"examples={examples} with rows={rows}: padding examples are not packed. Leave one of them out.")
     share = rows // process_count
     mine = (process_index * share, (process_index + 1) * share)
     # Every process plans the whole batch, from lengths alone, and reads the examples of its own rows.
@@ -130,6 +145,16 @@ def _steps(
 
 def _rows(source: Any, index: np.ndarray) -> dict[str, np.ndarray]:
     return source.take(index) | {"row": np.asarray(index, np.int64)}
+
+
+def _rows_up_to(source: Any, examples: int, number: int, index: np.ndarray) -> dict[str, np.ndarray]:
+    """`number` is the batch's, among those of all processes."""
+    rows = _rows(source, index)
+    real = np.arange(number * len(index), (number + 1) * len(index)) < examples
+    for name in rows:
+        if name.endswith("mask"):
+            rows[name] = rows[name] * real[:, None].astype(rows[name].dtype)
+    return rows | {"real": real.astype(np.uint8)}
 
 
 def _packed(prepared: Prepared, rows: int, mine: tuple[int, int], index: np.ndarray) -> dict[str, np.ndarray]:

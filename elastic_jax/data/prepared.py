@@ -89,12 +89,15 @@ class Prepared:
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """Inputs that each row's document takes, [rows] int64: all before the last target that the loss counts."""
+        """Inputs that each row's document takes when it is packed, [rows] int64.
+
+        They are all before the last target that the loss counts, and that target too where the next document does not begin with it.
+        """
         sizes = np.empty(self.rows, np.int64)
         for begin in range(0, self.rows, _ROWS_AT_ONCE):
             part = self._source.take(slice(begin, min(begin + _ROWS_AT_ONCE, self.rows)))["mask"]
             sizes[begin : begin + len(part)] = self.seq_len - np.argmax(part[:, ::-1] != 0, axis=1)
-        return sizes
+        return sizes if self.manifest.get("joined", True) else np.minimum(sizes + 1, self.seq_len)
 
     def source(self) -> "RowSource":
         """A random-access source of rows for grain."""
@@ -195,6 +198,8 @@ def write(folder: Path, rows: TokenRows, *, tokenizer_digest: str) -> Prepared:
             first_id=rows.ids[0] if rows.ids else "",
             last_id=rows.ids[-1] if rows.ids else "",
         )
+        if not rows.joined:
+            manifest["joined"] = False
         manifest["manifest_sha256"] = digest_of(manifest)
         write_text(temporary / _MANIFEST, json.dumps(manifest, indent=1))
         _sync(temporary)

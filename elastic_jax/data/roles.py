@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,19 @@ class Row:
       prompt: what is given; "" for plain text.
       answers: the text, or the chosen and the rejected one.
       label: "aligned", "opposite", or "" for pairs and prose.
+      messages: the turns before the answer, where the data has them; `prompt` is then their texts, one after the other.
     """
 
     id: str
     prompt: str
     answers: tuple[str, ...]
     label: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def asked(self) -> str | list[Mapping[str, Any]]:
+        """What a chat template is given before the answer."""
+        return list(self.messages) or self.prompt
 
     @functools.cached_property
     def keys(self) -> tuple[bytes, ...]:

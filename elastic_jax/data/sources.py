@@ -101,6 +101,26 @@ class Table:
                 )
         return values
 
+    def conversations(self, name: str, field: str) -> list[tuple[Mapping[str, Any], ...]]:
+        """Values of a column that are messages, none where the value is a text.
+
+        Raises:
+          UserError: some value is neither, with its place.
+        """
+        found = []
+        for row, value in enumerate(self.column(name, field)):
+            turns = () if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+            known = [
+                isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and "content" in turn for turn in turns
+            ]
+            if not all(known) or not (turns or isinstance(value, str)):
+                raise UserError(
+                    f"{self.place(row)}: column {name!r} ({field}) holds {_shown(value)}; a text was expected, or a list of messages, "
+                    'each with "role" and "content".'
+                )
+            found.append(turns)
+        return found
+
     def keep(self, rows: Sequence[int]) -> "Table":
         """The table of some of its rows."""
         return dataclasses.replace(self, rows=[self.rows[i] for i in rows], places=[self.places[i] for i in rows])

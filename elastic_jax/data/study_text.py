@@ -9,19 +9,19 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elastic_jax.data import examples, facts, sources
+from elastic_jax.data import examples, facts, sources, study_prompts, study_tokenizer
+from elastic_jax.data.chat import ChatTemplate
 from elastic_jax.data.files import digest_of
 from elastic_jax.data.parts import Parts
 from elastic_jax.data.prepared import FORMAT, Prepared, prepare
 from elastic_jax.data.roles import Pool, Row, check_disjoint, deduplicate, halves
-from elastic_jax.data.templates import PLAIN, Template
-from elastic_jax.data.tokenizers import BpeTokenizer, load, train_bpe
+from elastic_jax.data.templates import PLAIN, Template, is_chat, text_template
+from elastic_jax.data.tokenizers import Tokenizer
 from elastic_jax.errors import UserError
 from elastic_jax.measures.scorers import ClassifierScorer, accuracy
 
@@ -38,11 +38,11 @@ DEFAULTS: dict[str, Any] = dict(
     prose_column="text",
     labels=dict(aligned="1", opposite="0"),
     where="",
-    template="{answer}",
+    template="{answer}",  # or "paper", or "chat": the tokenizer's own
     min_chars=1,
     seq_len=128,
     seed=0,
-    tokenizer=dict(vocab_size=2048, rows=0),  # rows=0: all rows of pre-training
+    tokenizer=study_tokenizer.DEFAULTS,
     # prose=-1: all documents that are not held out.
     rows=dict(pretrain=8000, prose=-1, align=3000, perturb=2000, scorer=4000, heldout=256, prompts=256),
     prompt_tokens=4,
@@ -54,32 +54,40 @@ _CHARS_PER_TOKEN = 4  # for cutting held-out prose; rows that come out longer th
 _log = logging.getLogger(__name__)
 
 
-def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -> Parts:
+def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str], pretrain: bool = True) -> Parts:
     """All parts of the study's data; sets that are already prepared under `root` are opened.
 
     Args:
       config: as `DEFAULTS`.
       root: where prepared sets, tokenizer and scorer lie.
       objectives: for "align" and "perturb" the kind of rows, "text" or "pair".
+      pretrain: whether the study pre-trains; else no row is taken for it, and `data.prose` is only held out.
 
     Raises:
       UserError: the files do not hold what is asked.
     """
-    _check(config, objectives)
-    cast = _cast(config)
-    template = Template(config["template"])
-    whole = functools.partial(_whole, template=template)
-    tokenizer, folder = _tokenizer(whole(cast.pretrain), config, root)
+    if not pretrain:
+        config = {**config, "rows": {**config["rows"], "pretrain": 0}}
+    _check(config, objectives, pretrain)
+    cast = _cast(config, pretrain)
+    texts = functools.partial(_whole, cast.pretrain)
+    tokenizer, template, folder = study_tokenizer.choose(config, root, texts)
+    if isinstance(template, ChatTemplate):
+        plain, whole = dataclasses.replace(template, everything=True), _conversations
+    else:
+        plain, whole = PLAIN, functools.partial(_whole, template=template)
     prepared = functools.partial(_prepared, config=config, root=root, tokenizer=tokenizer)
-    train = dict(pretrain=prepared("pretrain", whole(cast.pretrain), PLAIN, pack=config["pack"]["pretrain"]))
+    train = {}
+    if pretrain:
+        train["pretrain"] = prepared("pretrain", whole(cast.pretrain), plain, pack=config["pack"]["pretrain"])
     for name in ("align", "perturb"):
         train[name] = prepared(
             name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name]
         )
-    heldout = dict(pretrain=prepared("heldout-pretrain", whole(cast.heldout["pretrain"]), PLAIN))
+    heldout = dict(pretrain=prepared("heldout-pretrain", whole(cast.heldout["pretrain"]), plain))
     for name in ("align", "perturb"):
         heldout[name] = prepared(f"heldout-{name}", _training(cast.heldout[name], name, "text"), template)
-    prompts, prompt_facts = _prompts(cast.prompts, tokenizer, template, config)
+    prompts, prompt_lengths, prompt_facts = study_prompts.make(cast.prompts, tokenizer, template, config)
     scorer, scorer_facts = _scorer(cast, tokenizer, config, root)
     return Parts(
         tokenizer=tokenizer,
@@ -88,6 +96,7 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
         heldout=heldout,
         log_prob={},
         prompts=prompts,
+        prompt_lengths=prompt_lengths,
         scorer=scorer,
         facts=[
             *facts.counts_of(train),
@@ -113,9 +122,11 @@ class _Cast:
     facts: list[facts.Fact]
 
 
-def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
+def _check(config: Mapping[str, Any], objectives: Mapping[str, str], pretrain: bool) -> None:
     """What can be known to be wrong before a file is read."""
-    columns, template = config["columns"], Template(config["template"])
+    columns = config["columns"]
+    study_tokenizer.check(config["tokenizer"], config["template"])
+    has_prompt = is_chat(config["template"]) or text_template(config["template"]).has_prompt
     if bool(columns["chosen"]) != bool(columns["rejected"]):
         raise UserError(
             f"data.columns.chosen={columns['chosen']!r} and data.columns.rejected={columns['rejected']!r}: "
@@ -128,13 +139,13 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
             "a row.\n"
             "Give data.columns.chosen and data.columns.rejected, or an objective on single texts."
         )
-    if columns["prompt"] and not template.has_prompt:
+    if columns["prompt"] and not has_prompt:
         raise UserError(
             f"data.columns.prompt={columns['prompt']!r}, but data.template={config['template']!r} has "
             "no place "
             'for it. Use a template such as "USER: {prompt} ASSISTANT: {answer}".'
         )
-    if template.has_prompt and not columns["prompt"]:
+    if has_prompt and not columns["prompt"]:
         raise UserError(
             f"data.template={config['template']!r} asks for a prompt, but data.columns.prompt is empty. "
             "Name the column, or use a template without {prompt}."
@@ -142,7 +153,7 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str]) -> None:
     if config["labels"]["aligned"] == config["labels"]["opposite"]:
         raise UserError(f"data.labels: aligned and opposite are both {config['labels']['aligned']!r}.")
     for name, count in config["rows"].items():
-        if count < (-1 if name == "prose" else 0 if name == "pretrain" and config["prose"] else 2):
+        if count < (-1 if name == "prose" else 0 if name == "pretrain" and (config["prose"] or not pretrain) else 2):
             raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
     if config["rows"]["prose"] > 0 and not config["prose"]:
         raise UserError(
@@ -169,7 +180,16 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
     def texts(name: str) -> list[str]:
         return table.texts(columns[name], f"data.columns.{name}")
 
-    prompts = texts("prompt") if columns["prompt"] else [""] * len(table)
+    prompts, turns = [""] * len(table), [()] * len(table)
+    if columns["prompt"] and is_chat(config["template"]):
+        turns = table.conversations(columns["prompt"], "data.columns.prompt")
+        known = table.column(columns["prompt"], "data.columns.prompt")
+        prompts = [
+            "\n".join(str(turn["content"]) for turn in those) if those else text
+            for those, text in zip(turns, known, strict=True)
+        ]
+    elif columns["prompt"]:
+        prompts = texts("prompt")
     if columns["chosen"]:
         answers = list(zip(texts("chosen"), texts("rejected"), strict=True))
         labels = [""] * len(table)
@@ -181,8 +201,8 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
     else:
         ids = [table.row_id(row) for row in range(len(table))]
     rows = [
-        Row(name, prompt, answer, label)
-        for name, prompt, answer, label in zip(ids, prompts, answers, labels, strict=True)
+        Row(name, prompt, answer, label, messages)
+        for name, prompt, answer, label, messages in zip(ids, prompts, answers, labels, turns, strict=True)
         if min(len(text.strip()) for text in answer) >= max(config["min_chars"], 1)
     ]
     if not rows:
@@ -212,7 +232,7 @@ def _labels(table: sources.Table, config: Mapping[str, Any]) -> list[str]:
     return [names[value] for value in values]
 
 
-def _cast(config: Mapping[str, Any]) -> _Cast:
+def _cast(config: Mapping[str, Any], trained: bool) -> _Cast:
     wanted, seed = config["rows"], config["seed"]
     labels = [""] if config["columns"]["chosen"] else ["aligned", "opposite"]
     train, test, removed = _pools(config)
@@ -232,7 +252,7 @@ def _cast(config: Mapping[str, Any]) -> _Cast:
     prose = _prose(config, known, pretrain)
     held_reviews = wanted["heldout"] - len(prose.passages)
     held_pretrain = both(test, "heldout-pretrain", "heldout", held_reviews) + prose.passages
-    mixed = pretrain + prose.documents
+    mixed = pretrain + prose.documents if trained else []
     order = np.random.default_rng([seed, 1]).permutation(len(mixed))
     cast = {
         "pretrain": [mixed[i] for i in order],
@@ -265,7 +285,7 @@ def _cast(config: Mapping[str, Any]) -> _Cast:
                 for role, rows in cast.items()
             ),
             *facts.overlaps(keys),
-            facts.fact("prose_share", prose.share, "fraction of characters", "pretrain"),
+            *([facts.fact("prose_share", prose.share, "fraction of characters", "pretrain")] if trained else []),
             facts.fact("prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"),
         ],
     )
@@ -382,23 +402,28 @@ def _whole(rows: Sequence[Row], template: Template) -> list[dict[str, str]]:
     ]
 
 
-def _training(rows: Sequence[Row], stage: str, kind: str) -> list[dict[str, str]]:
+def _conversations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same of what a chat template arranges; prose is no conversation."""
+    return [dict(id=row.id, prompt=row.asked, answer=row.answers[i % len(row.answers)]) for i, row in enumerate(rows)]
+
+
+def _training(rows: Sequence[Row], stage: str, kind: str) -> list[dict[str, Any]]:
     """Rows as alignment or perturbation sees them; perturbation prefers what alignment rejects."""
     if kind == "pair":
         first, second = ("chosen", "rejected") if stage == "align" else ("rejected", "chosen")
-        return [{"id": row.id, "prompt": row.prompt, first: row.answers[0], second: row.answers[1]} for row in rows]
+        return [{"id": row.id, "prompt": row.asked, first: row.answers[0], second: row.answers[1]} for row in rows]
     side = 0 if stage == "align" else -1
-    return [dict(id=row.id, prompt=row.prompt, answer=row.answers[side]) for row in rows]
+    return [dict(id=row.id, prompt=row.asked, answer=row.answers[side]) for row in rows]
 
 
 def _prepared(
     name: str,
-    rows: list[dict[str, str]],
-    template: Template,
+    rows: Sequence[Mapping[str, Any]],
+    template: Template | ChatTemplate,
     *,
     config: Mapping[str, Any],
     root: Path,
-    tokenizer: BpeTokenizer,
+    tokenizer: Tokenizer,
     kind: Any = "text",
     pack: examples.Pack = "none",
 ) -> Prepared:
@@ -420,74 +445,6 @@ def _prepared(
     )
 
 
-def _tokenizer(rows: Sequence[Mapping[str, str]], config: Mapping[str, Any], root: Path) -> tuple[BpeTokenizer, Path]:
-    """Trained on rows of pre-training alone; the one that is saved, when it was trained on the same rows."""
-    settings = config["tokenizer"]
-    texts = [row["answer"] for row in rows[: settings["rows"] or None]]
-    key = digest_of([FORMAT, metadata.version("tokenizers"), settings["vocab_size"], texts])
-    folder = root / f"tokenizer-{key[:12]}"
-    if folder.exists():
-        try:
-            tokenizer = load(folder)
-            if isinstance(tokenizer, BpeTokenizer):
-                return tokenizer, folder
-        except UserError as error:
-            _log.warning("The tokenizer is damaged and will be trained again: %s", error)
-    tokenizer = train_bpe(texts, settings["vocab_size"])
-    tokenizer.save(folder)
-    return tokenizer, folder
-
-
-def _prompts(
-    rows: Sequence[Row], tokenizer: BpeTokenizer, template: Template, config: Mapping[str, Any]
-) -> tuple[np.ndarray, list[facts.Fact]]:
-    """Prompts of one common length, [n, P]."""
-    wanted = config["rows"]["prompts"]
-    if not rows:
-        raise UserError(
-            f"data.rows.prompts={wanted}: no row of data.test is left for prompts. "
-            "Lower data.rows.heldout, or give more rows in data.test."
-        )
-    parts = [template.split(row.prompt, row.answers[0]) for row in rows]
-    if template.has_prompt:
-        # One length for all: the commonest among prompts that leave room for an answer.
-        encoded = tokenizer.encode(list(dict.fromkeys(head for head, _ in parts)))
-        lengths = Counter(len(ids) for ids in encoded if len(ids) < config["seq_len"])
-        if not lengths:
-            raise UserError(
-                f"data.seq_len={config['seq_len']}: every prompt of data.test fills it. Raise data.seq_len."
-            )
-        length = min(lengths, key=lambda length: (-lengths[length], length))
-        fitting = [ids for ids in encoded if len(ids) == length]
-    else:
-        heads, texts = tokenizer.encode([parts[0][0]])[0], tokenizer.encode([body for _, body in parts])
-        length, encoded = config["prompt_tokens"], texts
-        fitting = [heads + ids[:length] for ids in texts if len(ids) >= length]
-        if not fitting:
-            raise UserError(
-                f"data.prompt_tokens={length}: none of the {len(rows)} rows left in data.test is so long. Lower it."
-            )
-        if len(fitting) < wanted:
-            raise UserError(
-                f"data.rows.prompts={wanted}: {len(fitting)} rows of data.test are left that have "
-                f"data.prompt_tokens={length} tokens.\nLower data.rows.prompts or data.rows.heldout, "
-                "or give more rows in data.test."
-            )
-    prompts = np.array([[tokenizer.eos_id, *ids] for ids in fitting[:wanted]], np.int32)
-    if len(prompts) < wanted:
-        _log.warning(
-            "data.rows.prompts=%d: only %d prompts have the commonest length, %d tokens.",
-            wanted,
-            len(prompts),
-            length,
-        )
-    return prompts, [
-        facts.fact("prompts", len(prompts), "count", "prompts"),
-        facts.fact("prompt_tokens", prompts.shape[1], "tokens", "prompts"),
-        facts.fact("prompts_of_this_length", len(fitting) / len(encoded), "fraction", "prompts", n=len(encoded)),
-    ]
-
-
 def _judged(rows: Sequence[Row]) -> tuple[list[str], np.ndarray]:
     """Texts and labels for the scorer; a pair gives two."""
     texts, labels = [], []
@@ -498,7 +455,7 @@ def _judged(rows: Sequence[Row]) -> tuple[list[str], np.ndarray]:
 
 
 def _scorer(
-    cast: _Cast, tokenizer: BpeTokenizer, config: Mapping[str, Any], root: Path
+    cast: _Cast, tokenizer: Tokenizer, config: Mapping[str, Any], root: Path
 ) -> tuple[ClassifierScorer, list[facts.Fact]]:
     texts, labels = _judged(cast.scorer)
     # An answer is judged by itself: its prompt is the same whatever the answer.

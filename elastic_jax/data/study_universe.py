@@ -32,18 +32,21 @@ DEFAULTS: dict[str, Any] = dict(
     pretrain=dict(rows=60_000, review=0.5, positive=0.5, harmful=0.5, refuse_harmful=0.1, refuse_benign=0.02),
     align=dict(rows=8192),
     perturb=dict(rows=4096),
+    # Texts of these two distributions among those of pre-training, as multiples of its rows: |D_a| / |D_p| and |D_t| / |D_p|.
+    joint=dict(align=0.0, perturb=0.0),
     heldout=dict(rows=512),
     prompts=dict(rows=256),
     pack=dict(pretrain="none", align="none", perturb="none"),
 )
-# task -> (aligned distribution, perturbing distribution, latent whose posterior is the score)
+_POSITIVE, _NEGATIVE = Mixture.reviews(positive=1.0), Mixture.reviews(positive=0.0)
+_REFUSING, _ANSWERING = Mixture.dialogues(harmful=1.0, refuse=1.0), Mixture.dialogues(harmful=1.0, refuse=0.0)
+# task -> (aligned distribution, perturbing distribution, latent whose posterior is the score, whether the score is its complement).
+# What is aligned scores near 1, in every task: reversed ones align on what the others perturb with.
 TASKS = {
-    "sentiment": (Mixture.reviews(positive=1.0), Mixture.reviews(positive=0.0), "sentiment"),
-    "refusal": (
-        Mixture.dialogues(harmful=1.0, refuse=1.0),
-        Mixture.dialogues(harmful=1.0, refuse=0.0),
-        "refusal",
-    ),
+    "sentiment": (_POSITIVE, _NEGATIVE, "sentiment", False),
+    "sentiment_reversed": (_NEGATIVE, _POSITIVE, "sentiment", True),
+    "refusal": (_REFUSING, _ANSWERING, "refusal", False),
+    "refusal_reversed": (_ANSWERING, _REFUSING, "refusal", True),
 }
 _TEMPLATE = Template("{prompt} {answer}")
 
@@ -69,13 +72,21 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
             f"{universe.max_words} "
             f"words. Use data.seq_len={universe.max_words + 1} or more."
         )
-    align, perturb, latent = TASKS[config["task"]]
+    for name, share in config["joint"].items():
+        if not 0 <= share <= 1e3:
+            raise UserError(f"data.joint.{name}={share!r}: expected a multiple of data.pretrain.rows, from 0 to 1000.")
+    align, perturb, latent, complement = TASKS[config["task"]]
+    if any(config["joint"].values()) and align.review != 1.0:
+        raise UserError(
+            f"data.joint with data.task={config['task']!r}: the loss of that task counts answers given their prompts, and a text of "
+            "pre-training is counted whole, so that the two would not be parts of one distribution. Use data.task='sentiment'."
+        )
     try:
         dials = {name: value for name, value in config["pretrain"].items() if name != "rows"}
         mixtures = dict(pretrain=Mixture(**dials), align=align, perturb=perturb)
     except UserError as error:
         raise UserError(f"data.pretrain: {error}") from None
-    return _Maker(universe, config, root, mixtures, latent).parts(objectives)
+    return _Maker(universe, config, root, mixtures, PosteriorScorer(universe, latent, complement)).parts(objectives)
 
 
 class _Maker:
@@ -87,10 +98,10 @@ class _Maker:
         config: Mapping[str, Any],
         root: Path,
         mixtures: dict[str, Mixture],
-        latent: str,
+        scorer: PosteriorScorer,
     ):
         self.universe, self.config, self.root = universe, config, root
-        self.mixtures, self.latent = mixtures, latent
+        self.mixtures, self.scorer = mixtures, scorer
         self.tokenizer = universe.tokenizer()
 
     def parts(self, objectives: Mapping[str, str]) -> Parts:
@@ -108,7 +119,6 @@ class _Maker:
         }
         log_prob = {name: self._log_prob(name, texts) for name, texts in held_texts.items()}
         prompts, length_facts = self._prompts()
-        scorer = PosteriorScorer(self.universe, self.latent)
         seen |= {f"heldout-{name}": {text.text for text in texts} for name, texts in held_texts.items()}
         folder = self.root / f"tokenizer-{self.tokenizer.digest[:12]}"
         self.tokenizer.save(folder)
@@ -119,13 +129,14 @@ class _Maker:
             heldout=heldout,
             log_prob=log_prob,
             prompts=prompts,
-            scorer=scorer,
+            scorer=self.scorer,
             facts=[
                 *facts.counts_of(train),
                 *facts.counts_of(heldout, "-heldout"),
                 *facts.overlaps(seen),
                 *length_facts,
-                self._accuracy(scorer, held_texts),
+                self._accuracy(self.scorer, held_texts),
+                *(self._best_rates(held_texts, heldout) if any(self.joint.values()) else []),
                 *(self._entropy(name, held_texts[name], log_prob[name], heldout[name]) for name in self.mixtures),
             ],
         )
@@ -133,6 +144,12 @@ class _Maker:
     def seed(self, role: str) -> int:
         """A seed per role: sets drawn with one seed from different mixtures would share random numbers."""
         return int(np.random.SeedSequence([self.config["seed"], zlib.crc32(role.encode())]).generate_state(1)[0])
+
+    @property
+    def joint(self) -> dict[str, int]:
+        """Rows of each other distribution that are mixed into pre-training."""
+        rows = _rows(self.config, "pretrain")
+        return {name: round(share * rows) for name, share in self.config["joint"].items()}
 
     def _whole(self, name: str) -> bool:
         """Whether the loss counts whole texts: pre-training, and reviews, which nobody asked for."""
@@ -165,6 +182,12 @@ class _Maker:
         texts = self._texts(name, rows, "train")
         pack = self.config["pack"]["pretrain"] if name == "pretrain" else "none"
         key = [name, rows, "text", *([] if pack == "none" else [pack])]
+        if name == "pretrain" and any(self.joint.values()):
+            for other, count in self.joint.items():
+                texts = [*texts, *(self._texts(other, count, "joint") if count else [])]
+            order = np.random.default_rng(self.seed("joint")).permutation(len(texts))
+            texts = [texts[i] for i in order]
+            key.append(self.joint)
         prepared = self._prepared(name, key, lambda: self._as_rows(name, texts), pack=pack)
         return prepared, {text.text for text in texts}
 
@@ -217,6 +240,20 @@ class _Maker:
             facts.fact("prompt_tokens", prompts.shape[1], "tokens", "prompts"),
             facts.fact("prompts_of_this_length", share, "fraction", "prompts", n=len(lengths)),
         ]
+
+    def _best_rates(self, texts: Mapping[str, Sequence[Text]], heldout: Mapping[str, Prepared]) -> list[facts.Fact]:
+        """What joint compression of all that pre-training reads could reach on each distribution: the cross-entropy with the
+        mixture of their exact probabilities, nats per token (reference: equation of gamma in section 3.3 of arXiv 2406.06144)."""
+        counts = dict(pretrain=_rows(self.config, "pretrain"), **self.joint)
+        found = []
+        for split, rows in texts.items():
+            parts = [self.universe.log_prob(rows, self.mixtures[name]) + np.log(n) for name, n in counts.items() if n]
+            nats = np.log(sum(counts.values())) - np.logaddexp.reduce(parts, axis=0)
+            tokens = heldout[split].arrays()["mask"].sum(axis=1, dtype=np.int64)
+            mean = nats.sum() / tokens.sum()
+            spread = np.std(nats - mean * tokens, ddof=1) / tokens.mean() / np.sqrt(len(rows))
+            found.append(facts.fact("best_rate", mean, "nats/token", split, stderr=float(spread), n=len(rows)))
+        return found
 
     def _accuracy(self, scorer: PosteriorScorer, texts: Mapping[str, Sequence[Text]]) -> facts.Fact:
         """How often the posterior is right, with even odds: the best any scorer of these texts can be."""

@@ -71,3 +71,19 @@ class Template:
 
 
 PLAIN = Template("{answer}")
+# Of the conversations that the paper aligns on; the answer follows the colon without a blank.
+PAPER = Template("BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{answer}")
+
+
+def is_chat(text: str) -> bool:
+    """Whether `data.template` asks for a chat template of the tokenizer: "chat", or "chat:NAME" where it has several."""
+    return text == "chat" or text.startswith("chat:")
+
+
+def text_template(text: str) -> Template:
+    """The template that `data.template` names ("paper") or is.
+
+    Raises:
+      UserError: it is neither.
+    """
+    return PAPER if text == "paper" else Template(text)

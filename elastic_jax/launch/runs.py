@@ -7,6 +7,7 @@ data, and on no device.
 import dataclasses
 
 from elastic_jax.config import Config
+from elastic_jax.errors import UserError
 from elastic_jax.launch.waves import Member
 from elastic_jax.study import Study
 
@@ -29,6 +30,11 @@ def find(config: Config, workdir: str) -> Found:
     Raises:
       UserError: what would stop the jobs before their first update.
     """
+    if config.variants:
+        raise UserError(
+            f"{config.name} has variants ({', '.join(config.variants)}); a launch is of one study. Run all of them in one job with "
+            "python -m elastic_jax.run, or make a config of each variant."
+        )
     here = config.copy_and_resolve_references()
     for axis in here.mesh:  # that of the jobs needs their devices
         here.mesh[axis] = -1 if axis == "data" else 1

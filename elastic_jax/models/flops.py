@@ -52,25 +52,32 @@ def matmul_params(c: ModelConfig) -> int:
 
 
 def parameters(c: ModelConfig) -> int:
-    """All parameters: products, embedding, head unless tied, norms and biases."""
+    """All parameters: products, embedding, table of positions, head unless tied, norms and biases."""
     norm = 2 if c.norm == "layer" else 1  # scale, and bias
-    layer = layer_products(c).total + 2 * norm * c.embed
+    layer = layer_products(c).total + (4 if c.norm_place == "both" else 2) * norm * c.embed
     layer += (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
-    layer += 2 * norm * c.head_dim if c.qk_norm else 0
+    normed = {"none": 0, "head": 2, "full": c.heads + c.kv_heads}[c.qk_norm]  # heads of scales
+    layer += normed * norm * c.head_dim
     layer += c.embed if c.out_bias else 0
     layer += (2 if c.gated else 1) * c.mlp + c.embed if c.mlp_bias else 0
-    tables = (1 if c.tie_embeddings else 2) * c.vocab_size * c.embed
-    return c.layers * layer + tables + norm * c.embed
+    rows = (1 if c.tie_embeddings else 2) * c.vocab_size + c.table_positions
+    return c.layers * layer + rows * c.embed + norm * c.embed
 
 
 def attended_keys(c: ModelConfig, length: int, *, causal: bool = True) -> float:
-    """Mean number of keys that a token of a row of `length` is multiplied with.
+    """Mean number of keys that a token of a row of `length` is multiplied with, over its layers.
 
     Causal: T/2, or w - w^2 / 2T under a window w. Full: T, or w: a kernel that skips what lies outside the window still
-    multiplies the masked half of it.
+    multiplies the masked half of it. Only some layers may have the window.
     """
-    window = min(length, c.window or length)
-    return window - window**2 / (2 * length) if causal else float(window)
+
+    def of_layer(window: int) -> float:
+        return window - window**2 / (2 * length) if causal else float(window)
+
+    every = of_layer(length)
+    if not c.window or not c.layers:
+        return every
+    return every + sum(c.windowed) / c.layers * (of_layer(min(length, c.window)) - every)
 
 
 def attention_flops(c: ModelConfig, length: int, *, causal: bool = True) -> float:
@@ -99,22 +106,24 @@ def recomputed_flops(c: ModelConfig, length: int, *, causal: bool = True) -> flo
 
     "full" repeats each block but for the products whose results no gradient needs: the last of the feed-forward, and of a
     parallel residual the last of attention too. The others keep the results of the projections, one of them without the
-    feed-forward's, and repeat attention's products, as its kernels do.
+    feed-forward's, and repeat attention's products, as its kernels do. A norm behind a product needs its result: none keeps
+    that of the feed-forward.
 
     Raises:
       UserError: a policy that is not counted here.
     """
-    attention = attention_flops(c, length, causal=causal)
+    attention, products = attention_flops(c, length, causal=causal), layer_products(c)
+    behind = c.norm_place != "pre"
+    down = products.down if behind else 0
     if c.remat == "none":
         return 0.0
     if c.remat in ("save_qkv_attn_mlp_in", "dots", "offload"):
-        return attention
+        return 2.0 * c.layers * down + attention
     if c.remat == "save_dot_with_context_except_mlp":
-        return 2.0 * c.layers * layer_products(c).up + attention
+        return 2.0 * c.layers * (products.up + down) + attention
     if c.remat == "full":
-        products = layer_products(c)
-        repeated = products.qkv + products.up + (0 if c.parallel_residual else products.out)
-        return 2.0 * c.layers * repeated + attention
+        out = 0 if c.parallel_residual and not behind else products.out
+        return 2.0 * c.layers * (products.qkv + products.up + out + down) + attention
     known = ", ".join(["none", *POLICIES])
     raise UserError(f"model.remat={c.remat!r}: its FLOPs are not counted. Known: {known}.")
 

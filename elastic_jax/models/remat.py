@@ -10,8 +10,9 @@ with d embed, f mlp and as many key heads as query heads:
   offload                           d: what save_qkv_attn_mlp_in keeps lies in the memory of the host
   full                              d: the whole block is repeated
 
-Norms, rotary embedding and activation function are repeated by all but "none". So is the softmax of the reference attention; the
-forward kernel of another backend runs again where its own residuals are not kept.
+Norms, rotary embedding and activation function are repeated by all but "none", and so is the last product of a feed-forward whose
+result goes through a norm. So is the softmax of the reference attention; the forward kernel of another backend runs again where
+its own residuals are not kept.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ of a nested dict of arrays.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from elastic_jax.models import cross_entropy, remat
-from elastic_jax.models.attention import Cache, View
+from elastic_jax.models import adapter, cross_entropy, remat
+from elastic_jax.models.attention import Cache, Caches, View
 from elastic_jax.models.config import ModelConfig
 from elastic_jax.models.layers import Block, Norm, param
 from elastic_jax.parallel import mesh as mesh_lib
@@ -24,23 +25,31 @@ Params = dict[str, Any]
 
 
 class Transformer(nnx.Module):
-    """Embedding, blocks, final norm and head: the weights between [b, t] tokens and [b, t, v] logits."""
+    """Embeddings, blocks, final norm and head: the weights between [b, t] tokens and [b, t, v] logits."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         c = self.config = config
         self.embedding = param(c, rngs, ("vocab", "embed"), (c.vocab_size, c.embed), c.init_std)
+        self.positions = (
+            param(c, rngs, ("positions", "embed"), (c.table_positions, c.embed), c.init_std)
+            if c.positions == "learned"
+            else None
+        )
         self.layers = nnx.List([Block(c, rngs) for _ in range(c.layers)])
         self.final_norm = Norm(c, c.embed, rngs)
         self.head = (
             None if c.tie_embeddings else param(c, rngs, ("embed", "vocab"), (c.embed, c.vocab_size), c.init_std)
         )
 
-    def embed(self, tokens_bt: jax.Array) -> jax.Array:
+    def embed(self, tokens_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
         # Gathered over fsdp before the look-up: otherwise the partitioner replicates the whole activation instead.
         table = mesh_lib.shard(self.embedding[...].astype(self.config.dtype), "vocab", None)
         x = jnp.take(table, tokens_bt, axis=0)
         if self.config.embed_scale:
-            x = x * jnp.asarray(self.config.embed**0.5, x.dtype)
+            x = x * jnp.asarray(self.config.embed**0.5, x.dtype)  # rounded as Gemma was trained
+        if self.positions is not None:
+            rows = mesh_lib.shard(self.positions[...].astype(x.dtype), None, None)
+            x = x + jnp.take(rows, positions_bt, axis=0)
         return mesh_lib.shard(x, "batch", "seq", None)
 
 
@@ -60,7 +69,7 @@ class Decoder:
 
     @cached_property
     def _shell(self) -> tuple[nnx.GraphDef, nnx.State]:
-        config = dataclasses.replace(self.config, layers=0)
+        config = self.config.uniform(0)
         return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
     @cached_property
@@ -86,7 +95,7 @@ class Decoder:
     def _create(self, key: jax.Array) -> Params:
         # Blocks are made by one vmap: compilation then takes as long for 80 layers as for 2.
         shell_key, block_key = jax.random.split(key)
-        shell_config = dataclasses.replace(self.config, layers=0)
+        shell_config = self.config.uniform(0)
         params = _pure(Transformer(shell_config, nnx.Rngs(params=shell_key)))
         block_keys = jax.random.split(block_key, self.config.layers)
         params["layers"] = jax.vmap(lambda key: _pure(Block(self.config, nnx.Rngs(params=key))))(block_keys)
@@ -120,7 +129,7 @@ class Decoder:
         """
 
         def cast(dims: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-            return leaf if {"scale", "bias", "vocab"} & set(dims) else leaf.astype(self.config.dtype)
+            return leaf if {"scale", "bias", "vocab", "positions"} & set(dims) else leaf.astype(self.config.dtype)
 
         return jax.tree.map(cast, self.dims, params, is_leaf=lambda node: isinstance(node, tuple))
 
@@ -131,42 +140,75 @@ class Decoder:
         *,
         segments_bt: jax.Array | None = None,
         positions_bt: jax.Array | None = None,
-        caches: Any = None,
-    ) -> tuple[jax.Array, Any]:
+        caches: Caches | None = None,
+    ) -> tuple[jax.Array, Caches | None]:
         """Final hidden states [b, t, d], and the caches with these tokens appended.
 
         Args:
-          segments_bt: which document a token belongs to; tokens of different documents do not see each other.
+          segments_bt: which document a token belongs to; tokens of different documents do not see each other. Not with caches,
+            whose rows are one document each.
           positions_bt: position of each token in its document; by default counted along the row.
+          caches: of the tokens before these (`prefill`, or `empty_caches`), with room for them.
         """
-        c = self.config
-        _, t = tokens_bt.shape
-        view = View(segments_bt, None if caches is None else caches["0"].length)
+        if caches is not None and segments_bt is not None:
+            raise ValueError("segments_bt cannot be used with caches: the keys of a cache belong to no document.")
+        t = tokens_bt.shape[1]
         if positions_bt is None:
-            first = 0 if view.start is None else view.start
-            positions_bt = jnp.broadcast_to((first + jnp.arange(t))[None], tokens_bt.shape)
+            positions_bt = jnp.arange(t)[None] if caches is None else caches.positions(t)
+        view = View(segments_bt) if caches is None else caches.view
+        return self._run(params, tokens_bt, jnp.broadcast_to(positions_bt, tokens_bt.shape), view, caches)
 
+    def prefill(
+        self, params: Params, tokens_bt: jax.Array, first_b: jax.Array, columns: int
+    ) -> tuple[jax.Array, Caches]:
+        """Final hidden states [b, t, d] of prompts that are padded on the left, and caches that begin with them.
+
+        One pass over whole rows, with the attention of training: `hidden` with empty caches gives the same, but looks at all
+        columns.
+
+        Args:
+          first_b: where each prompt begins; the hidden states before it mean nothing.
+          columns: room of the caches, t or more.
+        """
+        b, t = tokens_bt.shape
+        positions_bt = jnp.arange(t)[None] - first_b[:, None]
+        view = View((positions_bt >= 0).astype(jnp.int32))
+        caches = self.empty_caches(b, columns, first_b)
+        hidden_btd, filled = self._run(params, tokens_bt, jnp.maximum(positions_bt, 0), view, caches)
+        assert filled is not None
+        return hidden_btd, filled
+
+    def _run(
+        self, params: Params, tokens_bt: jax.Array, positions_bt: jax.Array, view: View, caches: Caches | None
+    ) -> tuple[jax.Array, Caches | None]:
+        c = self.config
         graph, state = self._block
+        keys_b = adapter.row_keys(params, tokens_bt.shape[0])
 
-        def block(layer_params: Params, x: jax.Array, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-            return _merge(graph, state, layer_params)(x, positions_bt, view, c.window, cache)
+        def block(windowed: bool) -> Any:
+            def run(layer_params: Params, x: jax.Array, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+                adapters = adapter.of_layer(layer_params, keys_b)
+                return _merge(graph, state, layer_params)(x, positions_bt, view, windowed, cache, adapters)
 
-        if c.remat != "none" and caches is None:
-            block = jax.checkpoint(block, policy=remat.POLICIES[c.remat])
+            if c.remat == "none" or caches is not None:
+                return run
+            return jax.checkpoint(run, policy=remat.POLICIES[c.remat])
 
+        blocks = {windowed: block(windowed) for windowed in set(c.windowed)}
         shell = self._outer(params)
-        x = shell.embed(tokens_bt)
+        x = shell.embed(tokens_bt, positions_bt)
         layers = params["layers"]
         if caches is not None:
-            layers = layers if c.layout == "unroll" else unstack(params, c.layers)["layers"]
-            caches = dict(caches)
-            for name in map(str, range(c.layers)):
-                x, caches[name] = block(layers[name], x, caches[name])
+            layers = layers if "0" in layers else unstack(params, c.layers)["layers"]
+            filled = {}
+            for name, windowed in zip(map(str, range(c.layers)), c.windowed, strict=True):
+                x, filled[name] = blocks[windowed](layers[name], x, caches.layers[name])
+            caches = dataclasses.replace(caches, layers=filled, length=caches.length + tokens_bt.shape[1])
         elif c.layout == "scan":
-            x, _ = jax.lax.scan(lambda x, layer: (block(layer, x, None)[0], None), x, layers)
+            x = _scan(blocks, c.windowed, layers, x)
         else:
-            for name in map(str, range(c.layers)):
-                x, _ = block(layers[name], x, None)
+            for name, windowed in zip(map(str, range(c.layers)), c.windowed, strict=True):
+                x, _ = blocks[windowed](layers[name], x, None)
         return shell.final_norm(x), caches
 
     def logits(self, params: Params, hidden_btd: jax.Array) -> jax.Array:
@@ -233,10 +275,25 @@ class Decoder:
         """Logits [b, t, v] in float32."""
         return self.logits(params, self.hidden(params, tokens_bt, **kwargs)[0])
 
-    def empty_caches(self, batch: int, length: int) -> dict[str, Cache]:
+    def empty_caches(self, batch: int, columns: int, first_b: jax.Array | None = None) -> Caches:
+        """Room for `columns` tokens a row, none of them there; row b will begin in column `first_b`, by default 0."""
         c = self.config
-        zeros = jnp.zeros((batch, length, c.kv_heads, c.head_dim), c.dtype)
-        return {str(i): Cache(zeros, zeros, jnp.zeros((), jnp.int32)) for i in range(c.layers)}
+        keys = jnp.zeros((batch, c.kv_heads, c.head_dim, columns), c.dtype)
+        layers = {str(i): Cache(keys, jnp.swapaxes(keys, 2, 3)) for i in range(c.layers)}
+        first_b = jnp.zeros((batch,), jnp.int32) if first_b is None else first_b
+        return Caches(layers, jnp.zeros((), jnp.int32), first_b)
+
+    def for_decoding(self, params: Params) -> Params:
+        """The parameters as a loop over tokens reads them: all but the norms in the dtype of the activations, since no gradient of a
+        table is asked for, and every layer by itself."""
+
+        def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            # Of adapters, which may be among the layers, the numbers of their places stay as well.
+            kept = str(getattr(path[-1], "key", "")) in ("scale", "bias") or not jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf if kept else leaf.astype(self.config.dtype)
+
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        return params if "0" in params["layers"] else unstack(params, self.config.layers)
 
     def _outer(self, params: Params) -> Transformer:
         graph, state = self._shell
@@ -270,6 +327,64 @@ def _flat(tree: Params, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
 
 def _text_keys(tree: Any) -> Any:
     return {str(k): _text_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def periods(kinds: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+    """A sequence as repeated patterns, each with its number of repetitions: the bodies and lengths of scans.
+
+    From the left, the pattern that explains most of what remains, and of several the shortest.
+
+    >>> periods([True, False, True, False, True])
+    [((True, False), 2), ((True,), 1)]
+    """
+    found: list[tuple[tuple[bool, ...], int]] = []
+    rest = tuple(kinds)
+    while rest:
+
+        def times(size: int, rest: tuple[bool, ...] = rest) -> int:
+            starts = range(0, len(rest), size)
+            return next((n for n, i in enumerate(starts) if rest[i : i + size] != rest[:size]), len(starts))
+
+        # A pattern that occurs once explains no more than its first layer.
+        size = max(range(1, len(rest) // 2 + 2), key=lambda size: (size * times(size) if times(size) > 1 else 1, -size))
+        found.append((rest[:size], times(size)))
+        rest = rest[size * times(size) :]
+    return found
+
+
+def _scan(blocks: dict[bool, Any], kinds: Sequence[bool], layers: Params, x: jax.Array) -> jax.Array:
+    """Through stacked layers of these kinds; one scan where all are alike, or where their pattern divides them."""
+
+    def period(pattern: tuple[bool, ...], x: jax.Array, layers: Params) -> tuple[jax.Array, None]:
+        for kind, layer in zip(pattern, _singles(layers, len(pattern)), strict=True):
+            x, _ = blocks[kind](layer, x, None)
+        return x, None
+
+    stretches = periods(kinds)
+    parts = _cut(layers, [len(pattern) * times for pattern, times in stretches])
+    for (pattern, times), part in zip(stretches, parts, strict=True):
+        if len(pattern) == 1:
+            x, _ = jax.lax.scan(lambda x, layer, kind=pattern[0]: (blocks[kind](layer, x, None)[0], None), x, part)
+        else:
+            part = jax.tree.map(lambda leaf, n=times: leaf.reshape(n, -1, *leaf.shape[1:]), part)
+            x, _ = jax.lax.scan(functools.partial(period, pattern), x, part)
+    return x
+
+
+def _cut(layers: Params, sizes: list[int]) -> list[Params]:
+    """Stacked layers as stretches of so many layers. The transpose of `split` is a concatenation; that of slices would pad each of
+    them to the size of the whole."""
+    if len(sizes) == 1:
+        return [layers]
+    leaves, structure = jax.tree.flatten(layers)
+    parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]
+
+
+def _singles(layers: Params, count: int) -> list[Params]:
+    """`count` stacked layers one by one."""
+    parts = _cut(layers, [1] * count)
+    return [jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), part) for part in parts]
 
 
 def stack(params: Params) -> Params:

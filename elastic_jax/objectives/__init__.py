@@ -62,6 +62,7 @@ class Objective:
       loss: (policy, params, batch, key) -> (sum, weight, metrics). The loss is sum / weight, so that a batch cut into parts
         has the gradient of the whole: sums and weights are added first and divided once. Metrics are sums too, divided by the
         same weight. All are sums over rows of which each knows itself alone: accumulation and devices cut a batch anywhere.
+        Where the batch has a field `real` [b], rows of 0 in it count for nothing; their masks are zero already.
       annotate: (policy, params, batch) -> arrays [b], computed once per row with the parameters that the stage starts from
         (a reference model), cached by run and added to every batch.
       rollout: (policy, params, batch, key) -> batch, for on-policy methods: runs before the step with the current parameters.
@@ -119,11 +120,12 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
         del key
         four = (*log_probs(policy, params, batch), batch["ref_chosen"], batch["ref_rejected"])
         losses_b = preference.dpo(*four, beta=beta, label_smoothing=label_smoothing)
+        real_b = batch["real"].astype(jnp.float32) if "real" in batch else jnp.ones_like(losses_b)
         metrics = {
-            "accuracy": jnp.sum(preference.preferred(*four)),
-            "margin": beta * jnp.sum((four[0] - four[2]) - (four[1] - four[3])),
+            "accuracy": jnp.sum(preference.preferred(*four) * real_b),
+            "margin": beta * jnp.sum(((four[0] - four[2]) - (four[1] - four[3])) * real_b),
         }
-        return jnp.sum(losses_b), jnp.asarray(losses_b.shape[0], jnp.float32), metrics
+        return jnp.sum(losses_b * real_b), jnp.sum(real_b), metrics
 
     return Objective("dpo", "pair", loss, annotate)
 

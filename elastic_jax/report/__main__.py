@@ -16,8 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake in the input."""
     parser = cli.parser(__doc__, "report", workdir=True)
     parser.add_argument("--study", help="which study, when measures.parquet holds several; by default the only one")
-    parser.add_argument("--out", help="where the report goes (default: <workdir>/report)")
+    parser.add_argument("--out", help="where the report goes (default: <workdir>/report, or report-SCORE)")
     parser.add_argument("--eps", type=float, help="KL in nats/token of the elasticity ratio (default: the study's)")
+    parser.add_argument("--score", default="", help="a scorer of measures.scorers to be taken for the score, such as refusal")
     parser.add_argument("--summary", choices=("text", "markdown"), help="print the key numbers instead of a page")
     return cli.guarded(_report, parser, argv)
 
@@ -32,10 +33,12 @@ def _report(args: cli.Arguments) -> None:
     if eps <= 0:
         raise UserError(f"--eps={eps:g}: the neighbourhood of the base needs a KL above 0, such as 0.01.")
     if args.summary:
-        print(report.summary(measures, args.study, markdown=args.summary == "markdown", eps=eps), end="")
+        made = report.summary(measures, args.study, markdown=args.summary == "markdown", eps=eps, score=args.score)
+        print(made, end="")
     else:
-        out = files.to_path(args.out) if args.out else folder / "report"
-        print(report.render(measures, out, args.study, eps=eps))
+        # One by another scorer stands beside the study's own, which the study writes again when there is more of it.
+        out = files.to_path(args.out) if args.out else folder / "-".join(filter(None, ("report", args.score)))
+        print(report.render(measures, out, args.study, eps=eps, score=args.score))
 
 
 def _collected(folder: epath.Path) -> epath.Path:

@@ -110,10 +110,6 @@ def _score_axis(axis: Axes) -> None:
     axis.set_ylabel(SCORE)
 
 
-def _panels(frame: Frame) -> list[str]:
-    return sorted(set(frame.panel))
-
-
 def _title(axis: Axes, *parts: str) -> None:
     axis.set_title(", ".join(part for part in parts if part), loc="left", color=style.INK)
 
@@ -122,7 +118,7 @@ def rebound_curve(found: Findings) -> Drawing | None:
     frame = found.curves("score", "samples")
     if frame.empty:
         return None
-    names = _panels(frame)
+    names = found.panel_names(frame)
     figure, axes = style.grid(len(names), 1, height=3.5, right=0.95, titles=len(names) > 1)
     colours = style.volume_colours(found.volumes)
     for axis, name in zip(axes[:, 0], names, strict=True):
@@ -144,7 +140,7 @@ def rebound_axes(found: Findings) -> Drawing | None:
     frame = found.curves("score", "samples")
     if frame.empty:
         return None
-    names = _panels(frame)
+    names = found.panel_names(frame)
     figure, axes = style.grid(len(names), 2, height=2.8)
     for row, name in zip(axes, names, strict=True):
         part = frame[frame.panel == name]
@@ -156,6 +152,28 @@ def rebound_axes(found: Findings) -> Drawing | None:
     _legend(figure, found, frame)
     caption = f"{_band_note(found)} The same points, to be compared at equal updates or equal tokens."
     return Drawing("rebound_axes", "Score at equal updates and equal tokens", caption, figure, frame)
+
+
+def further_scores(found: Findings) -> Drawing | None:
+    """One row for each further scorer, on a scale of its own: few of them are probabilities."""
+    units = rebound.further_units(found.study)
+    frames = [frame for measure in units if len(frame := found.curves(measure, "samples"))]
+    if not frames:
+        return None
+    frame = table.stack(frames)
+    rows = [(n, m) for n in found.panel_names(frame) for m in units if (frame.measure == m).any()]
+    figure, axes = style.grid(len(rows), 1, height=2.1, gap=0.5, left=0.85, right=0.95)
+    for axis, (name, measure) in zip(axes[:, 0], rows, strict=True):
+        part = frame[(frame.panel == name) & (frame.measure == measure)]
+        labels = _lines(axis, part, "examples", found)
+        style.log_axis(axis, list(part.examples), "perturbation (examples)")
+        _frame_y(axis, part)
+        axis.set_ylabel(f"{measure.removeprefix(rebound.FURTHER)}\n({units[measure]})")
+        _title(axis, name)
+        style.end_labels(axis, labels if len(labels) <= 9 else [])
+    _legend(figure, found, frame, base=bool(frame.base.notna().any()))
+    caption = f"Means over the same samples as the score. {_band_note(found)}"
+    return Drawing("further_scores", "Further scorers under perturbation", caption, figure, frame)
 
 
 def control_gap(found: Findings) -> Drawing | None:
@@ -170,7 +188,7 @@ def control_gap(found: Findings) -> Drawing | None:
             | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
         )
     frame = found.stacked(table.frame(out, list(out[0]))).assign(base=0.0)
-    names = _panels(frame)
+    names = found.panel_names(frame)
     figure, axes = style.grid(len(names), 1, height=2.7, right=0.95, titles=len(names) > 1)
     for axis, name in zip(axes[:, 0], names, strict=True):
         part = frame[frame.panel == name]
@@ -197,7 +215,7 @@ def divergence(found: Findings) -> Drawing | None:
         frame,
         "kl_to_base",
         "KL to the base model under perturbation",
-        rows=[(n, m) for n in _panels(frame) for m in measures if (frame.measure == m).any()],
+        rows=[(n, m) for n in found.panel_names(frame) for m in measures if (frame.measure == m).any()],
         label=lambda m: f"{KL_NAMES[m]}\n(nats/token)",
         floor=0.0,
         threshold=found.eps,
@@ -269,7 +287,7 @@ def _stages(found: Findings, measure: str, name: str, title: str) -> Drawing | N
         return None
     frame = table.stack(parts)
     splits = found.splits(measure)
-    rows = [(n, s) for n in _panels(frame) for s in ("align", "perturb") if (frame.stage == s).any()]
+    rows = [(n, s) for n in found.panel_names(frame) for s in ("align", "perturb") if (frame.stage == s).any()]
     figure, axes = style.grid(len(rows), len(splits), height=2.1, gap=0.5, left=0.85)
     for line, (panel, stage) in zip(axes, rows, strict=True):
         for axis, split in zip(line, splits, strict=True):
@@ -309,7 +327,7 @@ def phase(found: Findings) -> Drawing | None:
     frame = table.stack(parts)
     if frame.empty:
         return None
-    names, colours = _panels(frame), style.volume_colours(found.volumes)
+    names, colours = found.panel_names(frame), style.volume_colours(found.volumes)
     figure, axes = style.grid(len(names), len(measures), height=3.3, titles=len(names) > 1)
     for row, name in zip(axes, names, strict=True):
         for axis, measure in zip(row, measures, strict=True):
@@ -396,7 +414,7 @@ def pretraining(found: Findings) -> Drawing | None:
         "score": SCORE,
     }
     measures = [m for m in titles if (frame.measure == m).any()]
-    models = sorted(set(frame.model))
+    models = [model.name for model in found.study.models if (frame.model == model.name).any()]
     figure, axes = style.grid(len(models), len(measures), height=2.4, gap=0.7, titles=len(models) > 1)
     for line, model in zip(axes, models, strict=True):
         for axis, measure in zip(line, measures, strict=True):
@@ -429,6 +447,67 @@ def pretraining(found: Findings) -> Drawing | None:
     return Drawing("pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame)
 
 
+_BY_BASE = (
+    ("base", "samples", "score of the base (probability)"),
+    ("half_life_examples", "samples", "half-life (examples)"),
+    ("rebound", "samples", "rebound (probability)"),
+    ("initial_return", "samples", "initial return (1/update)"),
+    ("kl_start", "pretrain", "KL(base || aligned) (nats/token)"),
+    ("elasticity_ratio", "pretrain", "elasticity ratio |D_b| / |D_a|"),
+)
+
+
+def pretraining_volume(found: Findings) -> Drawing | None:
+    """Quantities against the pre-training behind the base, one line per alignment volume."""
+    models = found.study.models
+    frame = found.quantities
+    frame = frame[(frame.arm != "control") & frame.quantity.isin({q for q, _, _ in _BY_BASE})]
+    frame = frame[frame.split.isin(["samples", "pretrain"]) & (frame.measure != "kl_model_base")]
+    if len(models) < 2 or frame.model.nunique() < 2:
+        return None
+    known = all(model.pretrain_tokens for model in models)
+    places = {m.name: float(m.pretrain_tokens) if known else float(i) for i, m in enumerate(models)}
+    frame = frame.assign(
+        place=frame.model.map(places), pretrain_tokens=frame.model.map({m.name: m.pretrain_tokens for m in models})
+    )
+    methods = sorted({(a, p) for a, p in frame[["align_method", "perturb_method"]].itertuples(index=False)})
+    colours = style.volume_colours(found.volumes)
+    figure, axes = style.grid(len(methods) * 2, 3, height=2.2, gap=0.9, left=0.9, titles=len(methods) > 1)
+    for i, (align, perturb) in enumerate(methods):
+        own = frame[(frame.align_method == align) & (frame.perturb_method == perturb)]
+        for axis, (quantity, split, label) in zip(axes[2 * i : 2 * i + 2].ravel(), _BY_BASE, strict=True):
+            part = own[(own.quantity == quantity) & (own.split == split)]
+            if quantity == "base":  # the same whatever follows: shown once
+                part = part[part.align_volume == part.align_volume.max()]
+            for volume, rows in part.groupby("align_volume", sort=True):
+                rows = rows.sort_values("place")
+                colour = style.INK if quantity == "base" else colours[int(volume)]
+                axis.plot(rows.place, rows["mean"], color=colour, marker="o")
+                axis.vlines(rows.place, rows.low, rows.high, color=colour, linewidth=1.1)
+                open_ = rows[rows["mean"].isna()]
+                axis.plot(open_.place, open_.bound, color=colour, marker="^", fillstyle="none", linestyle="none")
+            _place_axis(axis, list(places.values()), [model.name for model in models], known)
+            axis.margins(y=0.15)
+            axis.set_ylabel(label)
+            _title(axis, ", ".join((align or "none", perturb)) if len(methods) > 1 else "")
+    bound = Line2D([], [], color=style.MUTED, marker="^", fillstyle="none", linestyle="none")
+    bound.set_label("not reached: value above")
+    _legend(figure, found, frame.assign(base=np.nan), base=False, extra=[bound])
+    caption = f"Dots: mean over seeds; bars: {found.level:.0%} Student t interval over seeds, none for one seed."
+    if not known:
+        caption += " Bases in the order of the config, since base.tokens does not say how much is behind each."
+    return Drawing("pretraining_volume", "Against the pre-training behind the base", caption, figure, frame)
+
+
+def _place_axis(axis: Axes, places: list[float], names: list[str], known: bool) -> None:
+    """Tokens of pre-training, or the bases by name where nobody said how many."""
+    if known:
+        style.log_axis(axis, places, "pre-training (tokens)")
+        return
+    axis.set_xticks(places, [name.rpartition("@")[2].rpartition("/")[2][-16:] for name in names], rotation=20)
+    axis.set_xlim(places[0] - 0.4, places[-1] + 0.4)
+
+
 _DOSE = (
     ("half_life_examples", "samples", "perturbation (examples)"),
     ("rebound", "samples", "way in score (probability)"),
@@ -447,7 +526,7 @@ def dose(found: Findings) -> Drawing | None:
     seeds = found.stacked(values).assign(row="seed")
     frame = table.stack([seeds, found.stacked(means).assign(row="mean")])
     frame = frame[(frame.split != "align") & (frame.split != "perturb")].reset_index(drop=True)
-    names, colours = _panels(frame), style.volume_colours(found.volumes)
+    names, colours = found.panel_names(frame), style.volume_colours(found.volumes)
     figure, axes = style.grid(len(names) * 2, 2, height=2.4, gap=0.75)
     for i, name in enumerate(names):
         for axis, (quantity, _, label) in zip(axes[2 * i : 2 * i + 2].ravel(), _DOSE, strict=True):
@@ -563,6 +642,7 @@ def _dose_panel(axis: Axes, part: Frame, colours: dict[int, str], *, hollow: boo
 ALL: tuple[Callable[[Findings], Drawing | None], ...] = (
     rebound_curve,
     rebound_axes,
+    further_scores,
     control_gap,
     divergence,
     phase,
@@ -570,4 +650,5 @@ ALL: tuple[Callable[[Findings], Drawing | None], ...] = (
     rates,
     data_divergence,
     pretraining,
+    pretraining_volume,
 )

@@ -6,7 +6,7 @@ Everything the page, the figures and the summary need is computed here once, fro
 import dataclasses
 import functools
 
-from elastic_jax.analysis import claims, compression, rebound, statistics, table
+from elastic_jax.analysis import claims, compression, laws, rebound, statistics, table
 from elastic_jax.analysis.rebound import CONDITION
 from elastic_jax.analysis.table import Frame, Study
 
@@ -35,6 +35,11 @@ class Findings:
         return rebound.aggregate(self.per_seed, self.level)
 
     @functools.cached_property
+    def further(self) -> Frame:
+        """Quantities of the further scorers, over seeds."""
+        return rebound.aggregate(rebound.further_per_seed(self.study), self.level)
+
+    @functools.cached_property
     def changes(self) -> Frame:
         return compression.aggregate(compression.changes(self.study), self.level)
 
@@ -43,14 +48,39 @@ class Findings:
         return claims.tests(self.study, self.level)
 
     @functools.cached_property
+    def decays(self) -> Frame:
+        return laws.decays(self.scores, self.level)
+
+    @functools.cached_property
+    def power_laws(self) -> Frame:
+        return laws.power_laws(self.per_seed, self._sizes, self.level)
+
+    @functools.cached_property
+    def predictions(self) -> Frame:
+        return laws.predictions(self.per_seed, self._sizes, self.level)
+
+    @property
+    def _sizes(self) -> Frame:
+        rows = self.study.rows[self.study.rows.run != ""]
+        return rows.groupby("model", as_index=False, sort=True)[["params", "pretrain_tokens"]].max()
+
+    @functools.cached_property
     def panels(self) -> list[Panel]:
         rows = self.study.rows
         for stage, arm in (("perturb", "aligned"), ("perturb", "control"), ("align", "aligned")):
             part = rows[(rows.stage == stage) & (rows.arm == arm)]
             if len(part):
                 keys = part[["model", "align_method", "perturb_method"]].drop_duplicates()
-                return sorted((str(a), str(b), str(c)) for a, b, c in keys.itertuples(index=False))
+                order = {model.name: i for i, model in enumerate(self.study.models)}
+                found = [(str(a), str(b), str(c)) for a, b, c in keys.itertuples(index=False)]
+                return sorted(found, key=lambda panel: (order[panel[0]], *panel))
         return []
+
+    def panel_names(self, frame: Frame) -> list[str]:
+        """Those of the frame's column `panel`, in the order of `panels`."""
+        names = [self.panel_name(panel) for panel in self.panels]
+        there = set(frame.panel)
+        return [name for name in dict.fromkeys(names) if name in there] + sorted(there - set(names))
 
     def panel_name(self, panel: Panel) -> str:
         """What tells this panel from the others; "" when there is one."""
@@ -97,7 +127,9 @@ class Findings:
     def conditions(self) -> Frame:
         """Distinct conditions in the order of tables: panel, aligned by volume, then the control."""
         frame = self.stacked(self.quantities)[["panel", *CONDITION]].drop_duplicates()
-        return frame.assign(_late=frame.arm == "control").sort_values(["panel", "_late", "align_volume"], kind="stable")
+        place = {name: i for i, name in enumerate(self.panel_names(frame))}
+        frame = frame.assign(_panel=frame.panel.map(place), _late=frame.arm == "control")
+        return frame.sort_values(["_panel", "_late", "align_volume"], kind="stable").drop(columns=["_panel", "_late"])
 
     def missing(self) -> list[str]:
         """What the table does not hold, said once at the top of the page."""
@@ -109,14 +141,18 @@ class Findings:
                 "last point of their condition."
             )
         perturbed = rows[rows.stage == "perturb"]
-        if perturbed.empty:
+        if perturbed.empty and "perturb" not in self.study.stage_of.values():
+            out.append("Nothing is perturbed in this study.")
+        elif perturbed.empty:
             out.append("No perturb run has been measured yet.")
         elif not (perturbed.arm == "control").any():
             out.append("No control (the same perturbation straight from the base) was run.")
         if len(self.seeds) == 1:
             out.append("One seed: means are single values and no interval over seeds exists.")
         bases = self.study.base_runs()
-        if len(self.seeds) > 1 and len(bases) == 1:
+        if len(self.seeds) > 1 and self.study.info.get("bases"):
+            out.append("All seeds start from the same weights: intervals cover alignment and perturbation only.")
+        elif len(self.seeds) > 1 and len(bases) == 1:
             out.append("All seeds start from one pre-training run: intervals cover alignment and perturbation only.")
         for measure, what in (
             ("kl_base_model", "KL(base || model)"),

@@ -7,8 +7,9 @@ from typing import Any
 from etils import epath
 
 from elastic_jax.analysis import rebound, table
+from elastic_jax.analysis.rescored import by_scorer
 from elastic_jax.data import files
-from elastic_jax.report import tables
+from elastic_jax.report import dials, resistance, tables
 from elastic_jax.report.findings import Findings
 
 _WHY_ABSENT = {
@@ -21,6 +22,10 @@ _WHY_ABSENT = {
     "rates": "bits per token were not measured",
     "data_divergence": "KL(data || model) needs a source with known probabilities",
     "pretraining": "pre-training was recorded at fewer than two points",
+    "pretraining_volume": "one base",
+    "further_scores": "measures.scorers names none, or no perturb run has them yet",
+    "published_curves": "the config names no published figure",
+    "published_kl": "the config does not name the paper's Table 3",
 }
 
 
@@ -30,6 +35,7 @@ def render(
     study: str | None = None,
     *,
     eps: float = rebound.EPS,
+    score: str = "",
 ) -> epath.Path:
     """Writes `index.html`, `figures/<name>.svg`, `figures/<name>.csv` and `tables/<name>.csv`; returns the
     page's path.
@@ -41,16 +47,18 @@ def render(
       out_dir: made if missing; files of an earlier report are replaced.
       study: which one, when the table holds several.
       eps: neighbourhood of the base for the elasticity ratio, KL in nats per token.
+      score: a further scorer, to be taken for the score; "": the data's own.
 
     Raises:
-      UserError: the file is missing or not ours, or the study is not in it.
+      UserError: the file is missing or not ours, or the study is not in it; or it has no such scorer.
     """
-    found = Findings(table.select(table.load(measures_path), study), eps=eps)
+    selected = table.select(table.load(measures_path), study)
+    found = Findings(by_scorer(selected, score) if score else selected, eps=eps)
     # Plotting and templates cost a second to import, which a summary alone should not pay.
     import jinja2
     import matplotlib
 
-    from elastic_jax.report import figures, style
+    from elastic_jax.report import beside, figures, style
 
     out = epath.Path(out_dir)
     names, light, dark = style.css_colours(found.volumes)
@@ -58,7 +66,7 @@ def render(
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style.RC)  # type: ignore[call-overload]
-        for draw in figures.ALL:
+        for draw in (*figures.ALL, beside.published_curves, beside.published_kl):
             drawing = draw(found)
             if drawing is None:
                 absent.append((draw.__name__.replace("_", " "), _WHY_ABSENT[draw.__name__]))
@@ -68,11 +76,18 @@ def render(
             write(out / "figures" / f"{drawing.name}.csv", csv(drawing.data))
             picture = style.inline(text, drawing.name, html.escape(drawing.title, quote=True), names)
             shown.append({"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture})
+    crossed, swept = resistance.frames(found), dials.frames(found)
     for name, frame in (
         ("quantities", found.quantities),
         ("quantities_per_seed", found.per_seed),
+        ("further_scores", found.further),
         ("tests", found.tests),
+        ("decays", found.decays),
+        ("power_laws", found.power_laws),
+        ("predictions", found.predictions),
         ("compression_changes", found.changes),
+        *crossed.items(),
+        *swept.items(),
     ):
         write(out / "tables" / f"{name}.csv", csv(frame))
     environment = jinja2.Environment(
@@ -83,7 +98,7 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
-        **_facts(found), figures={f["name"]: f for f in shown}, absent=absent, light=light, dark=dark
+        **_facts(found), dials=dials.section(swept), resistance=resistance.section(crossed), resistance_texts=resistance.text_names(), figures={f["name"]: f for f in shown}, absent=absent, light=light, dark=dark
     )
     write(out / "index.html", page)
     return out / "index.html"
@@ -92,7 +107,6 @@ def render(
 def _facts(found: Findings) -> dict[str, Any]:
     study, rows = found.study, found.study.rows
     names, roles, rest = tables.data_roles(found)
-    models = sorted(set(rows.model) - {""})
     environment = study.info.get("environment") or {}
     walls = [run.get("wall_seconds") for run in study.runs]
     known = [w for w in walls if isinstance(w, int | float)]
@@ -100,7 +114,7 @@ def _facts(found: Findings) -> dict[str, Any]:
     records = tables.key_numbers(found)
     return {
         "study": study.name,
-        "models": [(m, f"{int(rows[rows.model == m].params.max()):,}") for m in models],
+        "models": tables.models(found, records),
         "seeds": found.seeds,
         "level": f"{found.level:.0%}",
         "eps": f"{found.eps:g}",
@@ -115,8 +129,13 @@ def _facts(found: Findings) -> dict[str, Any]:
         "claims": tables.claim_groups(found),
         "n_tests": len(found.tests),
         "curve_rows": tables.curve_rows(found),
+        "further_rows": tables.further_rows(found),
+        "scorers": list(study.info.get("scorers") or []),
         "quantity_rows": tables.quantity_rows(found),
         "change_rows": tables.change_rows(found),
+        "compressor_rows": tables.compressor_rows(found),
+        "decay_rows": tables.decay_rows(found),
+        "law_rows": tables.law_rows(found),
         "data_names": names,
         "data_roles": roles,
         "data_rest": rest,

@@ -1,12 +1,14 @@
 """Which few numbers belong in a terminal and in a README?"""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from elastic_jax.analysis import rebound, table
-from elastic_jax.report import tables
+from elastic_jax.analysis.rescored import by_scorer
+from elastic_jax.report import resistance, tables
 from elastic_jax.report.findings import Findings
 
 _SHOWN = (
@@ -26,6 +28,7 @@ def summary(
     *,
     markdown: bool = False,
     eps: float = rebound.EPS,
+    score: str = "",
 ) -> str:
     """The key numbers of a study as a text table, or as a Markdown one.
 
@@ -34,11 +37,13 @@ def summary(
       study: which one, when the table holds several.
       markdown: pipes instead of aligned columns.
       eps: neighbourhood of the base for the elasticity ratio, KL(base || model) in nats per token.
+      score: a further scorer, to be taken for the score; "": the data's own.
 
     Raises:
-      UserError: the file is missing or not ours, or the study is not in it.
+      UserError: the file is missing or not ours, or the study is not in it; or it has no such scorer.
     """
-    found = Findings(table.select(table.load(measures_path), study), eps=eps)
+    selected = table.select(table.load(measures_path), study)
+    found = Findings(by_scorer(selected, score) if score else selected, eps=eps)
     return text(found, markdown=markdown)
 
 
@@ -56,21 +61,28 @@ def text(found: Findings, *, markdown: bool = False) -> str:
     for record in records:
         label = record["label"] + (f" ({record['panel']})" if panels else "")
         rows.append([label, *(str(record["cells"][i]) for i, _, _ in picked), str(record["n"])])
-    rows_ = found.study.rows
-    models = sorted(set(rows_.model) - {""})
-    sizes = ", ".join(f"{m} ({int(rows_[rows_.model == m].params.max()):,} parameters)" for m in models)
+    models = tables.models(found, records)
+    sizes = ", ".join(f"{m['name']} ({_size(m)})" for m in models)
     seeds = "1 seed" if len(found.seeds) == 1 else f"{len(found.seeds)} seeds"
     title = f"Study {found.study.name}: {sizes or 'no model'}; {seeds}; "
-    title += f"base score {tables.base_score(records)}"
+    several = len(models) > 1
+    bases = ", ".join(f"{m['base']} ({m['name']})" for m in models) if several else tables.base_score(records)
+    title += f"base score {bases}"
     notes = [
         f"[low, high]: {found.level:.0%} Student t interval over seeds. > x: not reached within the record "
         f"by some seed. Elasticity ratio: |D_b|/|D_a| until KL(base‖model) < {found.eps:g} nats/token."
     ]
+    notes += resistance.lines(found)
     notes += found.missing()
     body = _markdown(head, rows) if markdown else _aligned(head, rows)
     lead = f"**{title}**" if markdown else title
     foot = "\n".join(f"- {note}" for note in notes) if markdown else "\n".join(notes)
     return f"{lead}\n\n{body}\n\n{foot}\n" if rows else f"{lead}\n\n{foot}\n"
+
+
+def _size(model: Mapping[str, Any]) -> str:
+    behind = f", {model['tokens']} tokens of pre-training" if model["tokens"] else ""
+    return f"{model['params']} parameters{behind}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,12 @@
 """How are numbers with their uncertainty written?"""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_jax.analysis import claims
+from elastic_jax.analysis import claims, compressors, laws, rebound
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
 
@@ -64,9 +65,10 @@ def cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def short(x: float) -> str:
-    """A count in few characters: 0, 512, 4,096, 65.5k, 2M."""
-    if x >= 1e6:
-        return f"{x / 1e6:.3g}M"
+    """A count in few characters: 0, 512, 4,096, 65.5k, 2M, 300B, 2.5T."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if x >= limit:
+            return f"{x / limit:.3g}{unit}"
     if x >= 1e4:
         return f"{x / 1e3:.3g}k"
     return f"{x:,.0f}" if x >= 100 or float(x).is_integer() else f"{x:.3g}"
@@ -93,9 +95,8 @@ def key_numbers(found: Findings) -> list[dict[str, Any]]:
     frame = frame[(frame.split == "samples") | (frame.split == "pretrain")]
     out = []
     for condition in found.conditions().to_dict("records"):
-        names = [n for n in condition if n != "_late"]
         own = frame
-        for name in names:
+        for name in condition:
             own = own[own[name] == condition[name]]
         cells = []
         for quantity, measure, _, _ in KEY_COLUMNS:
@@ -107,6 +108,7 @@ def key_numbers(found: Findings) -> list[dict[str, Any]]:
         out.append(
             {
                 "panel": condition["panel"],
+                "model": condition["model"],
                 "label": label,
                 "cells": cells,
                 "n": seeds,
@@ -127,6 +129,19 @@ def base_score(records: list[dict[str, Any]]) -> Cell:
     """The base's score over the seeds of the condition that has most of them."""
     known = [record["base"] for record in records if record["base"].value != NONE]
     return max(known, key=lambda cell: cell.n, default=Cell(NONE))
+
+
+def models(found: Findings, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every base of the study: name, parameters, tokens of pre-training ("" where not known) and its score."""
+    return [
+        {
+            "name": model.name,
+            "params": f"{model.params:,}",
+            "tokens": short(float(model.pretrain_tokens)) if model.pretrain_tokens else "",
+            "base": base_score([record for record in records if record["model"] == model.name]),
+        }
+        for model in found.study.models
+    ]
 
 
 def quantity_rows(found: Findings) -> list[dict[str, Any]]:
@@ -163,6 +178,53 @@ def change_rows(found: Findings) -> list[dict[str, Any]]:
         }
         for row in found.changes.to_dict("records")
     ]
+
+
+def decay_rows(found: Findings) -> list[dict[str, Any]]:
+    """One rate against two, for every condition."""
+
+    def time(row: Mapping[str, Any], name: str) -> Cell:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        interval = "" if math.isnan(row[name]) else f"[{number(low)}, {number(high)}]"
+        return Cell(number(row[name]), interval, int(row["n"]), row["reason"])
+
+    return [
+        {
+            "panel": row["panel"],
+            "condition": "control" if row["arm"] == "control" else short(float(row["align_volume"])),
+            "one": time(row, "one"),
+            "fast": time(row, "fast"),
+            "slow": time(row, "slow"),
+            "share": number(row["share_fast"]),
+            "r2": f"{number(row['r2_one'])}, {number(row['r2_two'])}",
+            "evidence": number(row["evidence"]),
+            "verdict": row["verdict"],
+            "reason": row["reason"],
+        }
+        for row in found.stacked(found.decays).to_dict("records")
+    ]
+
+
+def law_rows(found: Findings) -> list[dict[str, Any]]:
+    """Power laws, each with how many of its places were predicted by the others."""
+    said = found.predictions
+    rows = []
+    for row in found.power_laws.to_dict("records"):
+        own = said[(said.quantity == row["quantity"]) & (said.along == row["along"]) & (said["where"] == row["where"])]
+        checked = own[own.predicted.notna()]
+        fit = Cell(number(row["mean"]), f"[{number(row['low'])}, {number(row['high'])}]", int(row["n"]), row["reason"])
+        rows.append(
+            {
+                "quantity": laws.QUANTITIES[row["quantity"]],
+                "along": laws.ALONG[row["along"]],
+                "where": row["where"],
+                "exponent": fit if not math.isnan(row["mean"]) else Cell(NONE, "", int(row["n"]), row["reason"]),
+                "r2": number(row["r2"]),
+                "cells": f"{int(row['cells'])}" + (f", {int(row['censored'])} censored" if row["censored"] else ""),
+                "predicted": f"{int(checked.inside.sum())} of {len(checked)}" if len(checked) else NONE,
+            }
+        )
+    return rows
 
 
 def claim_groups(found: Findings) -> list[dict[str, Any]]:
@@ -214,7 +276,8 @@ def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[d
             text = f"{value:,.0f}" if own.unit[name] == "count" else number(value)
             values.append(text if math.isnan(error) else f"{text} ± {number(error)}")
         table.append({"role": role, "values": values})
-    for row in rows[~rows.measure.isin(names)].to_dict("records"):
+    elsewhere = [m for m in set(rows.measure) if m in names or m.startswith(compressors.MEASURE)]
+    for row in rows[~rows.measure.isin(elsewhere)].to_dict("records"):
         text = f"{row['value']:,.0f}" if row["unit"] == "count" else number(row["value"])
         more = f", n = {row['n']:,}" if row["n"] else ""
         rest.append(
@@ -226,6 +289,16 @@ def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[d
             }
         )
     return names, table, rest
+
+
+def compressor_rows(found: Findings) -> list[dict[str, Any]]:
+    """Models and general-purpose compressors on the same held-out text."""
+    several = len(found.study.models) > 1
+    return [
+        {"name": ", ".join(p for p in (row["compressor"], row["model"] if several else "") if p)}
+        | {"cell": cell({**row, "unit": "bits/byte", "reason": ""})}
+        for row in compressors.beside_models(found.study, found.level).to_dict("records")
+    ]
 
 
 def curve_rows(found: Findings) -> list[dict[str, Any]]:
@@ -241,6 +314,29 @@ def curve_rows(found: Findings) -> list[dict[str, Any]]:
             | {"cell": cell(row | {"unit": "probability"}), "stderr": number(row["stderr"], "probability")}
         )
     return out
+
+
+_FURTHER = ("base", "start", "final", "half_life_examples", "rebound", "overshoot")
+
+
+def further_rows(found: Findings) -> list[dict[str, Any]]:
+    """Every further scorer in every condition: base, start and end of the perturbation, and what lies between."""
+    frame = found.stacked(found.further)
+    frame = frame[frame.quantity.isin(_FURTHER)]
+    out = []
+    for (measure, panel, arm, volume), part in frame.groupby(["measure", "panel", "arm", "align_volume"], sort=True):
+        own = {row["quantity"]: row for row in part.to_dict("records")}
+        out.append(
+            {
+                "measure": str(measure).removeprefix(rebound.FURTHER).replace("_", " "),
+                "unit": own["start"]["unit"],
+                "panel": panel,
+                "condition": "control" if arm == "control" else short(float(volume)),
+                "late": arm == "control",
+                "cells": [cell(own.get(name)) if name in own else Cell(NONE) for name in _FURTHER],
+            }
+        )
+    return sorted(out, key=lambda row: (row["measure"], row["panel"], row["late"]))
 
 
 def tree(found: Findings) -> list[dict[str, Any]]:
@@ -300,13 +396,15 @@ def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
         return []
     rows = rows[rows.seed == rows.seed.min()]
     out = []
-    for stage, arm, title in (
+    names = [model.name for model in found.study.models if (rows.model == model.name).any()]
+    kinds = (
         ("pretrain", "base", "base"),
         ("align", "aligned", "aligned"),
         ("perturb", "aligned", "perturbed"),
         ("perturb", "control", "control, perturbed from the base"),
-    ):
-        part = rows[(rows.stage == stage) & (rows.arm == arm)]
+    )
+    for name, (stage, arm, title) in itertools.product(names, kinds):
+        part = rows[(rows.model == name) & (rows.stage == stage) & (rows.arm == arm)]
         if part.empty:
             continue
         part = part[part.align_volume == part.align_volume.max()]
@@ -330,6 +428,7 @@ def samples(found: Findings, per_stage: int = 3) -> list[dict[str, Any]]:
                 else ""
             )
             where += f", perturbation {examples:,} examples" if stage == "perturb" else ""
+            where += f", {name}" if len(names) > 1 else ""
             texts = []
             for row in picked.itertuples():
                 prompt, arrow, rest = str(row.text).partition("⟶")

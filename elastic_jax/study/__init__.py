@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -17,19 +17,28 @@ from jax.sharding import Mesh
 
 from elastic_jax import config as config_lib
 from elastic_jax import environment, report
+from elastic_jax.base import Base
 from elastic_jax.config import Config
-from elastic_jax.data import files
+from elastic_jax.data import files, heldout
 from elastic_jax.data.build import StudyData, build
 from elastic_jax.errors import UserError, closest
 from elastic_jax.measures.protocol import Protocol
+from elastic_jax.measures.questions import NO_FRAME, frame_of
+from elastic_jax.measures.scorers import further
+from elastic_jax.models.adapted import Adapted
 from elastic_jax.models.config import model_config
-from elastic_jax.models.transformer import Decoder
+from elastic_jax.models.filters import Choice
+from elastic_jax.models.lora import lora_config
+from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.parallel import distributed, together
 from elastic_jax.parallel.mesh import batch_shards, check_batch, make_mesh, without_lanes
-from elastic_jax.study import agree, execute, population, tree
+from elastic_jax.study import agree, answers, execute, population, tree
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
 from elastic_jax.train.accumulate import check_accumulate
+
+if TYPE_CHECKING:
+    from elastic_jax.study.sources import Sources
 
 DATA_TIMEOUT = 24 * 3600.0  # seconds for process 0 to prepare the data while the others wait
 
@@ -46,16 +55,25 @@ class Status:
 class Study:
     """A config bound to a working directory and a device mesh.
 
+    Args:
+      weights: False where a plan is all that is asked of the study: then those of a base and of judges need not be there, and its
+        runs are not told from those of other weights.
+
     Raises:
       UserError: the config cannot work, or the folder is not one of ours.
     """
 
-    def __init__(self, config: Config, workdir: epath.PathLike):
+    def __init__(self, config: Config, workdir: epath.PathLike, weights: bool = True):
         config_lib.validate(config)
+        if config.variants:
+            raise UserError(
+                f"{config.name} has variants ({', '.join(config.variants)}), which are a study each: study.suite.Suite runs them all."
+            )
         self.config = config
+        self._weights = weights
         self.workdir = Workdir(workdir)
         self.mesh: Mesh = make_mesh(**config.mesh)
-        for stage in tree.STAGES:
+        for stage in config_lib.stages(config):
             section = config[stage]
             check_batch(f"{stage}.batch_size", section.batch_size, self.mesh)
             check_accumulate(stage, section.batch_size, section.accumulate, section.reduce, batch_shards(self.mesh))
@@ -64,12 +82,25 @@ class Study:
                 f"mesh: data x fsdp = {batch_shards(self.mesh)} parts of a batch do not divide over {jax.process_count()} "
                 "processes. Every process reads rows of its own: lower mesh.tensor."
             )
+        # Opened before anything is prepared: a judge that is not there would be missed when the first run is measured.
+        self._scorers = further.open_all(
+            config.measures.scorers if weights else (),
+            without_lanes(self.mesh),
+            batch_size=config.measures.batch_size,
+            cache=self.workdir.judged,
+        )
         agree.from_main(lambda: self.workdir.open(create=True))
 
     @cached_property
     def data(self) -> StudyData:
         """Prepared on first use, by process 0 before the others look."""
-        make = partial(build, self.config.data.to_dict(), self.workdir.data, objectives=tree.data_kinds(self.config))
+        section = self.config.data.to_dict()
+        if self.sources:
+            from elastic_jax.study import sources
+
+            section = sources.data_section(self.sources, self.config)
+        pretrain = "pretrain" in config_lib.stages(self.config)
+        make = partial(build, section, self.workdir.data, objectives=tree.data_kinds(self.config), pretrain=pretrain)
         made: list[StudyData] = []
         agree.from_main(lambda: made.append(make()), DATA_TIMEOUT)
         data = made[0] if made else make()
@@ -78,18 +109,48 @@ class Study:
         return data
 
     @cached_property
+    def sources(self) -> "Sources":
+        """The checkpoints of `base.hf`, opened but not read; {} where the study pre-trains."""
+        if not self.config.base.hf:
+            return {}
+        from elastic_jax.study import sources  # readers of checkpoints, which a study of its own does without
+
+        return sources.opened(self.config, self._weights)
+
+    @cached_property
     def model(self) -> Decoder:
-        section = {k: v for k, v in self.config.model.items() if v is not None}
-        return Decoder(model_config(section, self.data.tokenizer.vocab_size, self.config.data.seq_len))
+        tokens, length = self.data.tokenizer.vocab_size, self.config.data.seq_len
+        if not self.sources:
+            return Decoder(model_config(config_lib.model_section(self.config), tokens, length))
+        from elastic_jax.study import sources
+
+        return Decoder(sources.model_config(self.sources, self.config, tokens))
 
     @cached_property
     def protocol(self) -> Protocol:
-        return Protocol(self.model, self.data, without_lanes(self.mesh), self.config.measures.to_dict())
+        settings = self.config.measures.to_dict()
+        text = self.config.data.kind == "text" and self._scorers
+        frame = frame_of(self.config.data.template, self.data.tokenizer) if text else NO_FRAME
+        return Protocol(self.model, self.data, without_lanes(self.mesh), settings, self._scorers, frame)
 
     @cached_property
     def _tree(self) -> tuple[list[Run], list[str]]:
         digests = {role: prepared.digest for role, prepared in self.data.train.items()}
-        return tree.build(self.config, self.model.config, digests)
+        asked = self.config.resistance
+        if asked.slices:
+            digests["resistance"] = answers.queries_digest(self.data, asked.queries + asked.heldout)
+        return tree.build(self.config, self.model.config, digests, list(self._base_digests.items()))
+
+    @cached_property
+    def _base_digests(self) -> dict[Base, str]:
+        """Identity of the weights of every base."""
+        if not self._weights:
+            return dict.fromkeys(self.sources, "weights not read")
+        found = {base: source.digest for base, source in self.sources.items()}
+        if found and jax.process_count() > 1:
+            what = "The weights of " + " and ".join(base.label for base in found)
+            together.same_for_all(what, " ".join(found.values()), "Give every host the same files of base.hf.")
+        return found
 
     @property
     def runs(self) -> list[Run]:
@@ -107,21 +168,67 @@ class Study:
           UserError: too few rows for a volume, a model that does not fit the mesh, or samples longer than a row.
         """
         self.model.shardings(self.mesh)
+        lora = lora_config(self.config.lora.to_dict())
+        if lora is not None:  # a rank that the base has no room for
+            Adapted(self.model.config, lora).shardings(self.mesh)
+        self._check_bases()
         _ = self._width
         for stage in ("align", "perturb"):
-            rows, largest = self.data.train[stage].rows, max(self.config[stage].volumes)
+            rows, largest = self.data.train[stage].rows, max(self.config[stage].volumes, default=0)
             if largest > rows:
                 raise UserError(
                     f"{stage}.volumes asks for {largest} examples, but data has {rows} for {stage}. Lower the volumes, or raise "
                     f"{'data.rows.' + stage if self.config.data.kind == 'text' else f'data.{stage}.rows'}."
                 )
-        asked, length = self.config.measures.sample_tokens, self.data.prompts.shape[1]
+        self._check_resistance()
+        measures, c = self.config.measures, self.model.config
+        Choice(measures.temperature, measures.top_k, measures.top_p).check(c.used_vocab or c.vocab_size)
+        asked, length = measures.sample_tokens, self.data.prompts.shape[1]
         longest = self.config.data.seq_len + 1 - length
         if asked > longest:
             raise UserError(
                 f"measures.sample_tokens={asked}: after prompts of {length} tokens a row of data.seq_len="
                 f"{self.config.data.seq_len} has room for {longest}. Use {longest} or less, or 0 to fill the row."
             )
+
+    def _check_resistance(self) -> None:
+        """Raises UserError for more queries than there are, answers longer than a row, and slices longer than the other task."""
+        asked, c = self.config.resistance, self.model.config
+        if not asked.slices:
+            return
+        answers.room(self.data, c.seq_len, asked.length, asked.queries + asked.heldout)
+        Choice(asked.temperature, asked.top_k, asked.top_p).check(c.used_vocab or c.vocab_size, "resistance")
+        last, rows = tree.slice_updates(self.config)[-1] * self.config.align.batch_size, self.data.train["perturb"].rows
+        if asked.other_task and last > rows:
+            raise UserError(
+                f"resistance.other_task trains on {last} examples of the data of perturb, as many as the last slice ends at, and there "
+                f"are {rows}. Lower resistance.slices, or raise "
+                f"{'data.rows.perturb' if self.config.data.kind == 'text' else 'data.perturb.rows'}."
+            )
+
+    def _check_bases(self) -> None:
+        """Raises UserError for weights that are named twice, or are not those that the study began with."""
+        if not self.sources or not self._weights:
+            return
+        known: dict[str, Base] = {}
+        for base, digest in self._base_digests.items():
+            if digest in known:
+                raise UserError(
+                    f"base.hf: {known[digest].label} and {base.label} hold the same weights. Name them once."
+                )
+            known[digest] = base
+        agree.from_main(lambda: self._check_unchanged())
+
+    def _check_unchanged(self) -> None:
+        before = self.workdir.studies_file()["studies"].get(self.config.name, {}).get("bases", [])
+        digests = {(one["hf"], one["revision"]): one["digest"] for one in before}
+        for base, digest in self._base_digests.items():
+            old = digests.get((base.where, base.revision), digest)
+            if old != digest:
+                raise UserError(
+                    f"{base.field}: the weights are not those that study {self.config.name} began with (then {old[:12]}, now "
+                    f"{digest[:12]}). Put the old ones back, or give the study another name."
+                )
 
     @cached_property
     def _executor(self) -> execute.Executor:
@@ -132,7 +239,20 @@ class Study:
             self.config.watchdog.factor,
             self.config.watchdog.floor_seconds,
         )
-        return execute.Executor(self.workdir, self.model, self.mesh, self.data, self.protocol, settings)
+        asked = self.config.resistance.to_dict()
+        fields = {f.name: asked[f.name] for f in dataclasses.fields(answers.Settings) if f.name in asked}
+        asking = answers.Settings(**dict(fields, batch_size=self.config.measures.batch_size))
+        return execute.Executor(
+            self.workdir, self.model, self.mesh, self.data, self.protocol, settings, self.sources, asking
+        )
+
+    def params_at(self, run: Run, updates: int) -> Params:
+        """Parameters at a kept point of a run of this study; nothing is trained.
+
+        Raises:
+          UserError: the point is damaged.
+        """
+        return self._executor.params_at(run, updates, repair=False)
 
     @cached_property
     def _width(self) -> int:
@@ -147,16 +267,17 @@ class Study:
             found.append(Status(run, done, reached))
         return found
 
-    def run(self, stage: str | None = None, only: Sequence[str] | None = None) -> epath.Path | None:
+    def run(self, stage: str | None = None, only: Sequence[str] | None = None, page: bool = True) -> epath.Path | None:
         """Train and measure what is missing, then write the table and the report.
 
         Args:
-          stage: stop after this stage ("pretrain", "align" or "perturb"); by default everything.
+          stage: stop after this stage ("pretrain", "align", "perturb" or "resistance"); by default everything.
           only: keys of runs: these alone, once their parents are done, and neither table nor report; several processes may
             train different runs of a study at the same time.
+          page: write table and report; a suite does that once, for all of its studies.
 
         Returns:
-          The report, of what is measured so far; None on processes other than 0, and with `only`.
+          The report, of what is measured so far; None on processes other than 0, with `only`, and without `page`.
         """
         if stage is not None and stage not in tree.STAGES:
             raise UserError(f"--stage={stage}: expected one of {', '.join(tree.STAGES)}.")
@@ -171,9 +292,9 @@ class Study:
             open_keys = agree.from_main(lambda: [run.key for run in wanted if not self._executor.is_done(run)])
             todo = [run for run in wanted if run.key in open_keys]
             if todo and distributed.is_main():
-                self._stamp.unlink(missing_ok=True)
+                _stamp(self.workdir).unlink(missing_ok=True)
             self._train(wanted, todo, alone=only is not None)
-            if only is not None:
+            if only is not None or not page:
                 return None
             return self.write_report(fresh=bool(todo)) if distributed.is_main() else None
 
@@ -186,15 +307,17 @@ class Study:
 
         def first_open() -> list[str]:
             for key in keys:
-                parent = known[key].parent
-                if parent is not None and parent.key not in keys and not self._executor.is_done(parent):
-                    return [key, parent.key]
+                for needed in known[key].requires:
+                    if needed.key not in keys and not self._executor.is_done(needed):
+                        parent = known[key].parent
+                        what = "its parent" if parent is not None and needed.key == parent.key else "the author of its answers,"
+                        return [key, needed.key, what]
             return []
 
         found = agree.from_main(first_open)
         if found:
             raise UserError(
-                f"--only={found[0]}: its parent {found[1]} is not done. Run --only={found[1]} first, or both together."
+                f"--only={found[0]}: {found[2]} {found[1]} is not done. Run --only={found[1]} first, or both together."
             )
         return [run for run in self.runs if run.key in keys]
 
@@ -204,7 +327,9 @@ class Study:
         total, spent = sum(cost.values()), sum(cost.values()) - sum(cost[run.key] for run in todo)
         width = self._width
         # Of the whole tree, so that who is trained with whom does not depend on what is done already.
-        groups = population.siblings(self.runs, self._executor.rows) if width > 1 else [[run] for run in self.runs]
+        trained = [run for run in self.runs if run.base is None]
+        groups = [[run] for run in self.runs if run.base is not None]
+        groups += population.siblings(trained, self._executor.rows) if width > 1 else [[run] for run in trained]
         for group in groups:
             several = len(group) > 1
             here = [run for run in group if run in todo]
@@ -217,7 +342,7 @@ class Study:
                     study=(total, spent),
                     seconds=self.config.log.seconds,
                     count=self.mesh.size,
-                    tokens_per_step=cost[runs[0].key] // runs[0].updates,
+                    tokens_per_step=cost[runs[0].key] // max(runs[0].updates, 1),
                 )
                 repair = [run.key for run in wanted] if alone else None
                 if several:
@@ -250,9 +375,20 @@ class Study:
             command=made_with["command"],
             model=self.model_name,
             params=self.model.size,
+            bases=[
+                dict(hf=base.where, revision=base.revision, label=base.label, digest=digest)
+                for base, digest in self._base_digests.items()
+            ],
             protocol=self.protocol.digest,
-            facts=self._executor.data_facts(self.runs),
+            export=dict(  # what `elastic_jax.hf.export` has to know to write a checkpoint down
+                model=dataclasses.asdict(self.model.config),
+                tokenizer=self.data.tokenizer.digest,
+                data=self.data.digest,
+                hf_config=next((source.hf_config for source in self.sources.values()), None),
+            ),
+            facts=[*self._executor.data_facts(self.runs), *heldout.compressed(self.data)],
             notes=self.notes,
+            scorers=[one.describe() for one in self._scorers],
             runs=runs,
         )
         self.workdir.record_study(self.config.name, entry)
@@ -263,36 +399,43 @@ class Study:
 
     @property
     def model_name(self) -> str:
-        c = self.model.config
-        return f"{self.config.model.size or 'custom'}: {c.layers} layers, width {c.embed}, vocabulary {c.vocab_size}"
+        if self.sources:
+            return ", ".join(base.label for base in self.sources)
+        c, size = self.model.config, config_lib.model_section(self.config).get("size")
+        return f"{size or 'custom'}: {c.layers} layers, width {c.embed}, vocabulary {c.vocab_size}"
 
     def write_report(self, fresh: bool = True) -> epath.Path:
         """Table and report from what is measured so far; nothing is written again where nothing changed."""
-        index = self.workdir.report / "index.html"
-        if not fresh and index.exists() and self._stamp.exists() and self._stamp.read_text() == self.fingerprint:
-            return index
-        self._stamp.unlink(missing_ok=True)
-        self.workdir.write_table()
-        eps = self.config.measures.kl_eps
-        report.render(self.workdir.table, self.workdir.report, study=self.config.name, eps=eps)
-        files.write_text(self._stamp, self.fingerprint)
-        return index
-
-    @property
-    def _stamp(self) -> epath.Path:
-        """Says that the report shows all there is of the study with this fingerprint; gone while it does not."""
-        return self.workdir.report / "fingerprint"
+        return write_report(self.workdir, self.config.name, self.fingerprint, self.config.measures.kl_eps, fresh)
 
 
 def _needed(runs: list[Run], stage: str) -> list[Run]:
     """The runs of a stage and all that they descend from."""
     keys: set[str] = set()
-    for run in runs:
-        node = run if run.stage == stage else None
-        while node is not None:
-            keys.add(node.key)
-            node = node.parent
+    waiting = [run for run in runs if run.stage == stage]
+    while waiting:
+        run = waiting.pop()
+        if run.key not in keys:
+            keys.add(run.key)
+            waiting.extend(run.requires)
     return [run for run in runs if run.key in keys]
+
+
+def write_report(workdir: Workdir, name: str, fingerprint: str, eps: float, fresh: bool) -> epath.Path:
+    """Table and report of a study, or of all variants of one config under its name; see `Study.write_report`."""
+    index, stamp = workdir.report / "index.html", _stamp(workdir)
+    if not fresh and index.exists() and stamp.exists() and stamp.read_text() == fingerprint:
+        return index
+    stamp.unlink(missing_ok=True)
+    workdir.write_table()
+    report.render(workdir.table, workdir.report, study=name, eps=eps)
+    files.write_text(stamp, fingerprint)
+    return index
+
+
+def _stamp(workdir: Workdir) -> epath.Path:
+    """Says that the report shows all there is of the study with this fingerprint; gone while it does not."""
+    return workdir.report / "fingerprint"
 
 
 def open_study(config: Config, workdir: epath.PathLike) -> Study:
@@ -303,8 +446,11 @@ def open_study(config: Config, workdir: epath.PathLike) -> Study:
 def run(
     config: Config, workdir: epath.PathLike, stage: str | None = None, only: Sequence[str] | None = None
 ) -> epath.Path | None:
-    """Run a whole study, or continue it; returns the path of the report. `stage` and `only` as for `Study.run`."""
-    return Study(config, workdir).run(stage, only)
+    """Run a whole study, or continue it; returns the path of the report. `stage` and `only` as for `Study.run`. A config with
+    variants is run as all of them."""
+    from elastic_jax.study.suite import Suite
+
+    return Suite(config, workdir).run(stage, only)
 
 
 def say(text: str) -> None:

@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from elastic_jax.models import flops
+from elastic_jax.models.adapted import Adapted
 from elastic_jax.models.config import ModelConfig
+from elastic_jax.models.lora import LoraConfig
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.parallel.mesh import RULES
 from elastic_jax.parallel.topology import Topology
@@ -37,6 +39,7 @@ CATEGORIES = (
     "parameters",
     "moments",
     "batch",
+    "base model",
     "gradients",
     "accumulators",
     "cast parameters",
@@ -88,6 +91,8 @@ class Work:
     answers: int = 1
     packed: bool = False
     extra: int = 0  # further float32 numbers per row, such as a cached reference's log-probabilities
+    lora: LoraConfig | None = None  # the adapters that are trained; None: all parameters
+    compared: bool = False  # whether the base model is kept beside it, which the measures compare with
 
     @property
     def length(self) -> int:
@@ -125,7 +130,8 @@ class Estimate:
     Attributes:
       memory: bytes by category, alive at the peak; they add up to `total`.
       peak: at which moment: "loss", "layers" or "update".
-      arguments: bytes of what is alive between updates: parameters, moments and the batch.
+      arguments: bytes of what an update is given: parameters, moments and the batch.
+      of_update: bytes without the base model, which no update is given: what a compiler sees.
       model_flops, executed_flops: per update and device; causal. The second counts recomputation.
       hbm_bytes: that an update moves at least between memory and the arithmetic units.
       exchanges: by kind.
@@ -145,6 +151,10 @@ class Estimate:
     @property
     def arguments(self) -> int:
         return sum(self.memory[name] for name in ("parameters", "moments", "batch"))
+
+    @property
+    def of_update(self) -> int:
+        return self.total - self.memory["base model"]
 
     def largest(self, count: int = 3) -> list[tuple[str, int]]:
         return sorted(self.memory.items(), key=lambda item: -item[1])[:count]
@@ -172,8 +182,9 @@ class Roofline:
 
 def estimate(work: Work, layout: Layout) -> Estimate:
     """Closed form of one update."""
-    c = dataclasses.replace(work.model, remat=layout.remat)  # type: ignore[arg-type]
+    c, lora = dataclasses.replace(work.model, remat=layout.remat), work.lora  # type: ignore[arg-type]
     sizes = _weights(c, layout)
+    trained = sizes if lora is None else _weights(c, layout, lora)
     tokens = work.tokens / (layout.shards * layout.accumulate)  # of one device at a time
     act = jnp.dtype(c.dtype).itemsize
     moment = jnp.dtype(work.optim.moments).itemsize if hasattr(work.optim, "moments") else 4
@@ -185,52 +196,60 @@ def estimate(work: Work, layout: Layout) -> Estimate:
 
     many = layout.accumulate > 1
     by_device = many and layout.reduce == "step" and layout.shards > 1
-    kept = sizes.whole * 4 if by_device else sizes.share * 4
+    kept = trained.whole * 4 if by_device else trained.share * 4
     held = dict.fromkeys(CATEGORIES, 0.0)
     held["parameters"] = sizes.share * jnp.dtype(c.param_dtype).itemsize
-    held["moments"] = sizes.share * moments * moment
+    held["moments"] = trained.share * moments * moment
     held["batch"] = work.rows / layout.shards * row_bytes
     held["cast parameters"] = 0.0 if c.dtype == c.param_dtype else sizes.blocks_share * act
+    if lora is not None:  # what is frozen is kept as it is multiplied, beside float32 adapters
+        cast = sizes.blocks_share * (jnp.dtype(c.param_dtype).itemsize - act)
+        held["parameters"] += trained.share * 4 - cast
+        held["cast parameters"] = 0.0 if act == 4 else trained.share * act
+    if work.compared and (lora is None or c.dtype != c.param_dtype):  # else it is what the adapters adapt
+        held["base model"] = sizes.share * jnp.dtype(c.param_dtype).itemsize
     if many:
         held["accumulators"] = kept
         if by_device:
             held["gathered weights"] = sizes.blocks_whole * act + (1 if c.tie_embeddings else 2) * table * act
 
     chunk = _chunk(c, tokens, columns)
-    saved = c.layers * saved_bytes(c, layout.tensor) * tokens + tokens * d * act
+    saved = c.layers * saved_bytes(c, layout.tensor, lora) * tokens + tokens * d * act
     loss = dict(held)
     loss["saved activations"] = saved
     loss["gathered weights"] += table * act if spread and not by_device else 0
     # Float32 logits and their gradient in the compute dtype while the head's gradient, float32, is added up from its chunks; then
     # that gradient, and what comes out of its exchange. Some programs hold a third copy (docs/plans.md).
     logits = chunk * columns * (4 + act)
-    loss["gradients"] = table * 4
-    loss["logits"] = max(logits, table * 4 if spread else 0) + 2 * tokens * d * act
+    head = 0 if lora is not None else table * 4
+    loss["gradients"] = head
+    loss["logits"] = max(logits, head if spread else 0) + 2 * tokens * d * act
 
     layers = dict(held)
     layers["saved activations"] = saved
-    layers["gradients"] = sizes.whole * 4 if by_device else sizes.share * 4
+    layers["gradients"] = kept
     layers["layer at work"] = tokens * _working(c, layout.tensor)
     # One layer's weights, and their gradient before it is scattered.
-    layers["gathered weights"] += sizes.block * act * (2 if layout.fsdp > 1 and not by_device else 1)
+    scattered = layout.fsdp > 1 and not by_device and lora is None
+    layers["gathered weights"] += sizes.block * act * (2 if scattered else 1)
 
     update = dict(held)
-    update["gradients"] = sizes.share * 4 * 2
+    update["gradients"] = trained.share * 4 * 2
     moments_of = dict(loss=loss, layers=layers, update=update)
     peak = max(moments_of, key=lambda name: sum(moments_of[name].values()))
     memory = moments_of[peak]
     # Seen in every program that was compiled (docs/plans.md): XLA's analysis counts the stack of the blocks' inputs, which the scan
     # over layers writes, twice; what a policy keeps beside them it counts once.
     memory["compiler scratch"] = c.layers * tokens * d * act if c.layout == "scan" and peak != "update" else 0.0
-    per_token = flops.training_flops(c, work.length), flops.executed_flops(c, work.length)
+    per_token = flops.per_token(c, work.length) if lora is None else Adapted(c, lora).per_token(work.length)
     share = work.tokens / layout.devices
     return Estimate(
         memory={name: math.ceil(size) for name, size in memory.items()},
         peak=peak,
-        model_flops=per_token[0] * share,
-        executed_flops=per_token[1] * share,
-        hbm_bytes=_traffic(c, layout, sizes, tokens, saved, moments * moment),
-        exchanges=tuple(_exchanges(c, layout, sizes, tokens, by_device)),
+        model_flops=per_token.causal * share,
+        executed_flops=per_token.executed * share,
+        hbm_bytes=_traffic(c, layout, sizes, trained, tokens, saved, moments * moment),
+        exchanges=tuple(_exchanges(c, layout, sizes, trained, tokens, by_device)),
     )
 
 
@@ -263,17 +282,19 @@ class _Weights:
 
 
 @functools.lru_cache(maxsize=256)
-def _leaves(c: ModelConfig) -> tuple[tuple[tuple[str, ...], int], ...]:
-    """Dims and size of every parameter; those of the layers together. Traced for one layer: eighty take seconds."""
-    model = Decoder(dataclasses.replace(c, layout="scan", remat="none", layers=1))
+def _leaves(c: ModelConfig, lora: LoraConfig | None = None) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Dims and size of every parameter, or of every adapter; those of the layers together. Traced for one layer: eighty take
+    seconds."""
+    one = dataclasses.replace(c.uniform(1), layout="scan", remat="none")
+    model = Decoder(one) if lora is None else Adapted(one, lora)
     dims = jax.tree.leaves(model.dims, is_leaf=lambda leaf: isinstance(leaf, tuple))
     sizes = [leaf.size for leaf in jax.tree.leaves(model.shapes)]
     return tuple((d, size * (c.layers if "layers" in d else 1)) for d, size in zip(dims, sizes, strict=True))
 
 
-def _weights(c: ModelConfig, layout: Layout) -> _Weights:
+def _weights(c: ModelConfig, layout: Layout, lora: LoraConfig | None = None) -> _Weights:
     share = whole = blocks_share = blocks_whole = 0.0
-    for dims, size in _leaves(dataclasses.replace(c, remat="none")):
+    for dims, size in _leaves(dataclasses.replace(c, remat="none"), lora):
         axes = {axis for dim in dims for axis in RULES.get(dim, ())}
         tensor = layout.tensor if "tensor" in axes else 1
         fsdp = layout.fsdp if "fsdp" in axes else 1
@@ -293,40 +314,48 @@ def _chunk(c: ModelConfig, tokens: float, columns: int) -> float:
     return math.ceil(tokens / head.chunks(math.ceil(tokens), columns))
 
 
-def saved_bytes(c: ModelConfig, tensor: int) -> float:
-    """Bytes per token that one layer keeps for the backward pass, on each of `tensor` devices.
+def saved_bytes(c: ModelConfig, tensor: int, lora: LoraConfig | None = None) -> float:
+    """Bytes per token that one layer keeps for the backward pass, on each of `tensor` devices; where layers differ, their mean.
 
     Read off the traced program. Attention's part that grows with the square of the length is dropped where the model's backend
-    is a kernel, which keeps a float32 log-sum-exp of each head instead.
+    is a kernel, which keeps a float32 log-sum-exp of each head instead; windows leave a share of it.
     """
     # What "offload" keeps beyond a block's input lies in the memory of the host.
     policy = "full" if c.remat == "offload" else c.remat
     # Neither decides what is saved, and each would be traced again.
-    plain = dataclasses.replace(c, remat=policy, layers=1, seq_len=1, vocab_size=8, used_vocab=0, loss_chunk=0)
+    learned = c.positions == "learned"  # adds nothing to a layer, and its table limits the length
+    plain = dataclasses.replace(c.uniform(1), positions="none", max_positions=0) if learned else c.uniform(1)
+    plain = dataclasses.replace(plain, remat=policy, seq_len=1, vocab_size=8, used_vocab=0, loss_chunk=0)
     plain = dataclasses.replace(plain, layout="unroll", attention="reference")
-    linear, square = _saved_of(plain)
+    # The rank of what is traced is 1, which fits every part of a weight; more of it is that much more of each x A.
+    thin = None if lora is None else dataclasses.replace(lora, rank=1)
+    linear, square = _saved_of(plain, thin)
     if tensor > 1:
         # Part of it is cut by the tensor axis, part is whole: whole + cut / tensor.
-        half = _saved_of(dataclasses.replace(plain, heads=c.heads // 2, kv_heads=c.kv_heads // 2, mlp=c.mlp // 2))
+        halved = dataclasses.replace(plain, heads=c.heads // 2, kv_heads=c.kv_heads // 2, mlp=c.mlp // 2)
+        half = _saved_of(halved, thin)
         linear, square = (
             (2 * part - whole) + 2 * (whole - part) / tensor for whole, part in zip((linear, square), half, strict=True)
         )
+    if lora is not None and policy == "none":
+        linear += (lora.rank - 1) * len(lora.targets) * jnp.dtype(c.dtype).itemsize
     if c.attention == "reference":
-        return linear + square * c.seq_len
+        share = flops.attended_keys(c, c.seq_len) / flops.attended_keys(plain, c.seq_len)
+        return linear + square * c.seq_len * share
     return linear + (4 * c.heads / tensor if policy == "none" else 0)
 
 
 @functools.lru_cache(maxsize=256)
-def _saved_of(local: ModelConfig) -> tuple[float, float]:
+def _saved_of(local: ModelConfig, lora: LoraConfig | None = None) -> tuple[float, float]:
     """(linear, square): a layer keeps constant + linear T + square T^2 bytes of a row of T tokens; the constant is weights, which
     are there anyway."""
     step = 48
-    one, two, three = (_residuals(local, length) for length in (step, 2 * step, 3 * step))
+    one, two, three = (_residuals(local, length, lora) for length in (step, 2 * step, 3 * step))
     square = (three - 2 * two + one) / (2 * step**2)
     return (two - one) / step - 3 * square * step, square
 
 
-def _residuals(local: ModelConfig, length: int) -> int:
+def _residuals(local: ModelConfig, length: int, lora: LoraConfig | None) -> int:
     """Bytes that a second layer adds to what the backward pass is given."""
 
     def of(layers: int) -> int:
@@ -336,10 +365,19 @@ def _residuals(local: ModelConfig, length: int) -> int:
         weights = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
         weights |= {(shape, local.dtype) for shape, _ in weights}
 
-        def backward(params: Any, tokens: Any) -> Any:
-            return jax.vjp(lambda p: model.hidden(p, tokens)[0], params)[1]
+        if lora is None:
+            trained, whole = params, lambda frozen, params, keys: params
+        else:
+            adapters = Adapted(model.config, lora)
+            trained, whole = jax.eval_shape(adapters.compute_params, adapters.shapes), adapters.joined
+            weights |= {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trained)}
+        dropped = lora is not None and lora.dropout > 0
+        keys = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), 1))) if dropped else None
 
-        kept = jax.tree.leaves(jax.eval_shape(backward, params, tokens))
+        def backward(trained: Any, frozen: Any, tokens: Any, keys: Any) -> Any:
+            return jax.vjp(lambda t: model.hidden(whole(frozen, t, keys), tokens)[0], trained)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(backward, trained, params, tokens, keys))
         # Weights are there anyway.
         return sum(
             leaf.size * leaf.dtype.itemsize
@@ -359,19 +397,27 @@ def _working(c: ModelConfig, tensor: int) -> float:
 
 
 def _traffic(
-    c: ModelConfig, layout: Layout, sizes: _Weights, tokens: float, saved: float, moment_bytes: float
+    c: ModelConfig,
+    layout: Layout,
+    sizes: _Weights,
+    trained: _Weights,
+    tokens: float,
+    saved: float,
+    moment_bytes: float,
 ) -> float:
-    """Bytes between memory and arithmetic units: weights for each of three products of each part, activations written and read,
-    and the optimiser's pass over its state."""
+    """Bytes between memory and arithmetic units: weights for each of three products of each part (two where they are frozen),
+    activations written and read, and the optimiser's pass over its state."""
     act = jnp.dtype(c.dtype).itemsize
-    passes = 3 + (1 if layout.remat != "none" else 0)
+    passes = (3 if trained is sizes else 2) + (1 if layout.remat != "none" else 0)
     weights = (sizes.blocks_whole + math.ceil(c.vocab_size / layout.tensor) * c.embed) * act * passes
     activations = 2 * saved + c.layers * tokens * _working(c, layout.tensor) * 2
-    optimiser = sizes.share * (2 * 4 + 2 * moment_bytes + 2 * 4)
+    optimiser = trained.share * (2 * 4 + 2 * moment_bytes + 2 * 4)
     return (weights + activations) * layout.accumulate + optimiser
 
 
-def _exchanges(c: ModelConfig, layout: Layout, sizes: _Weights, tokens: float, by_device: bool) -> list[Exchange]:
+def _exchanges(
+    c: ModelConfig, layout: Layout, sizes: _Weights, trained: _Weights, tokens: float, by_device: bool
+) -> list[Exchange]:
     """Ring algorithms: a gather or a scatter of S bytes over k devices sends S (k - 1) / k from each, an all-reduce twice that."""
     act = jnp.dtype(c.dtype).itemsize
     times = 1 if by_device else layout.accumulate
@@ -386,13 +432,13 @@ def _exchanges(c: ModelConfig, layout: Layout, sizes: _Weights, tokens: float, b
                 "reduce-scatter",
                 "gradients",
                 "fsdp",
-                sizes.whole * (4 if by_device else act) * ring * times,
+                trained.whole * (4 if by_device else act) * ring * times,
                 c.layers * times,
             )
         )
     if layout.data > 1:
         ring = 2 * (layout.data - 1) / layout.data
-        found.append(Exchange("all-reduce", "gradients", "data", sizes.share * 4 * ring * times, times))
+        found.append(Exchange("all-reduce", "gradients", "data", trained.share * 4 * ring * times, times))
     if layout.tensor > 1:
         ring = 2 * (layout.tensor - 1) / layout.tensor
         # Two in each layer's forward pass, two in its backward, and two more where it is recomputed.

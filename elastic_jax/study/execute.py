@@ -5,20 +5,23 @@ The rules of resuming:
  2. otherwise it continues from the newest checkpoint that is not beyond the first thing missing;
  3. a checkpoint that cannot be read is given up, said so, and the one before it is taken;
  4. without any it starts from its parent's point (pre-training: from random weights).
+A base (`base.hf`) is the same kind of run with nothing to train: it is measured, and read from its source wherever it is needed.
 What was measured before stays: an update number means the same weights however often the run was interrupted. For the same
 reason a part that is trained again to repair a checkpoint leaves the record of metrics as it is.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 import logging
 import time
 import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -30,14 +33,16 @@ from elastic_jax.data import facts
 from elastic_jax.data.build import StudyData
 from elastic_jax.data.files import write_bytes
 from elastic_jax.data.pipeline import batches, rows_needed
+from elastic_jax.data.prepared import Prepared
 from elastic_jax.errors import UserError
 from elastic_jax.measures.protocol import Protocol
-from elastic_jax.models import flops
+from elastic_jax.models import adapted, flops
+from elastic_jax.models.adapted import Adapted, Trained
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives import Objective
 from elastic_jax.parallel import distributed, hardware
 from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, put_local, replicated
-from elastic_jax.study import agree, population
+from elastic_jax.study import agree, answers, population
 from elastic_jax.study.population import Program
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
@@ -50,6 +55,9 @@ from elastic_jax.train.progress import Group, Progress
 from elastic_jax.train.state import TrainState
 from elastic_jax.train.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from elastic_jax.study.sources import Sources
+
 log = logging.getLogger(__name__)
 
 # Seconds that an interruption waits for a measurement, after which the training would be saved. Schedulers leave 30 and more.
@@ -58,12 +66,12 @@ PATIENCE = 10.0
 
 def stage_key(run: Run) -> jax.Array:
     """fold_in(seed, stage): runs of one stage and seed share their randomness, so arms differ by their start alone."""
-    return jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(run.stage.encode()))
+    return jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(run.randomness.encode()))
 
 
 def order_seed(run: Run) -> int:
     """Seed of the data order, likewise."""
-    return zlib.crc32(f"{run.stage}/{run.seed}".encode())
+    return zlib.crc32(f"{run.randomness}/{run.seed}".encode())
 
 
 def packed_rows(data: StudyData, run: Run, mesh: Mesh) -> int | None:
@@ -94,24 +102,43 @@ Display = Callable[[Run, int, int], contextlib.AbstractContextManager[Any]]
 
 
 class _Base:
-    """Parameters that several runs are compared with, while one of them needs them."""
+    """Parameters that several runs are compared with, and that their adapters adapt, while one of them needs them."""
 
-    def __init__(self, params: Params):
-        self.params = params
+    def __init__(self, params: Params, model: Decoder):
+        self.params, self._model = params, model
+
+    @functools.cached_property
+    def frozen(self) -> Params:
+        """As training reads them: the same arrays, or where the model computes in another dtype one more copy for all runs."""
+        return adapted.frozen_for(self._model, self.params)
 
 
 class Executor:
-    """Runs of one study: the model, its data and protocol, and the compiled steps that runs share."""
+    """Runs of one study: the model, its data and protocol, and the compiled steps that runs share.
+
+    Args:
+      sources: where the parameters of the bases are, in a study that does not pre-train.
+      asking: how the answers are written that runs are trained on.
+    """
 
     def __init__(
-        self, workdir: Workdir, model: Decoder, mesh: Mesh, data: StudyData, protocol: Protocol, settings: Settings
+        self,
+        workdir: Workdir,
+        model: Decoder,
+        mesh: Mesh,
+        data: StudyData,
+        protocol: Protocol,
+        settings: Settings,
+        sources: "Sources | None" = None,
+        asking: "answers.Settings | None" = None,
     ):
         self._workdir, self._model, self._mesh, self._data = workdir, model, mesh, data
-        self._protocol, self._settings = protocol, settings
+        self._protocol, self._settings, self._sources = protocol, settings, sources or {}
         self._programs: dict[str, Program] = {}
         self._bases: weakref.WeakValueDictionary[str, _Base] = weakref.WeakValueDictionary()
         self._last_base: _Base | None = None
         self._mine: Collection[str] | None = None
+        self._answers = answers.Library(workdir, model, protocol.mesh, data, asking, self.params_at) if asking else None
         self._rows: dict[str, int | None] = {}  # every batch of a run has to be looked at to know it
 
     def is_done(self, run: Run) -> bool:
@@ -124,24 +151,24 @@ class Executor:
           mine: keys of the runs that this process may write; None: all.
         """
         self._mine = mine
-        loop.drive(self._executing(run, progress), self._program(run).alone(run))
+        if run.base is not None:
+            self._measure_base(run, progress)
+        else:
+            loop.drive(self._executing(run, progress), self._program(run).alone(run, lambda: self._frozen(run)))
 
     def execute_together(
         self, runs: Sequence[Run], progress: Display, width: int, mine: Collection[str] | None = None
     ) -> None:
         """Bring runs of one kind to their ends as a population of `width` lanes; each ends as `execute` would end it."""
         self._mine = mine
-        lanes = population.Population(self._program(runs[0]), width)
+        lanes = population.Population(self._program(runs[0]), width, frozen=lambda: self._frozen(runs[0]))
         population.together(lanes, runs, lambda run: self._executing(run, progress, together=True))
 
     def _executing(self, run: Run, progress: Display, together: bool = False) -> loop.Training:
         began = time.monotonic()
-        folder = self._workdir.run(run.key)
         kept = self._kept(run)
-        if distributed.is_main():
-            written = {**run.describe(), **_environment(), "kept": sorted(kept)}
-            self._workdir.write_run(run.key, "run.json", written)
-        checkpoints = Checkpoints(folder / "checkpoints", self._model, self._mesh)
+        self._write_beginning(run, kept)
+        checkpoints = self._checkpoints(run)
         try:
             there, measured = agree.from_main(lambda: (checkpoints.updates(), sorted(self._measured(run))))
             missing = (run.checkpoints - set(there)) | (run.measures - set(measured))
@@ -158,20 +185,70 @@ class Executor:
                 checkpoints.delete(number)
         finally:
             checkpoints.close()
+        self._write_done(run, there & kept, time.monotonic() - began)
+
+    def _measure_base(self, run: Run, progress: Display) -> None:
+        """All that there is to do of a run of no updates."""
+        began = time.monotonic()
+        self._write_beginning(run, set())
+        if set(run.measures) - set(agree.from_main(lambda: sorted(self._measured(run)))):
+            folder = self._workdir.run(run.key)
+            with (
+                Ledger() as ledger,
+                MetricWriter(folder, tensorboard=self._settings.tensorboard) as writer,
+                progress(run, 0, 0) as display,
+            ):
+                writer.truncate(-1)
+                try:
+                    with ledger.during("restore"):
+                        base = self._kept_base(run, 0)
+                    with ledger.during("measure"):
+                        rows = self._measure(base.params, None, run.seed)
+                    self._add_rows(run, rows, 0, 0)
+                    writer.write(0, _values(rows), kind="measure")
+                    display.update(0)
+                finally:
+                    self._account(run, ledger)
+        self._write_done(run, set(), time.monotonic() - began)
+
+    def _measure(self, params: Params, base: "_Base | None", seed: int) -> list[dict[str, Any]]:
+        """What the protocol says of a checkpoint; `base` is None before there is a base model."""
+        rows = self._protocol.measure(params, base.params if base is not None else params, seed)
+        if base is None:  # the distance to it has no meaning
+            rows = [row for row in rows if row["measure"] not in self._protocol.of_base]
+        return rows
+
+    def _add_rows(self, run: Run, rows: list[dict[str, Any]], number: int, tokens: int) -> None:
+        where = dict(
+            examples=run.examples_at(number),
+            updates=number,
+            tokens=tokens,
+            commit=environment.commit(),
+            protocol=self._protocol.digest,
+        )
         if distributed.is_main():
-            done = self._workdir.read_run(run.key, "DONE")
-            points = done.get("measured", {})
-            protocol = self._protocol.digest
-            self._workdir.write_run(
-                run.key,
-                "DONE",
-                dict(
-                    updates=max(run.updates, done.get("updates", 0)),
-                    checkpoints=sorted(there & kept),
-                    measured={**points, protocol: sorted(run.measures | set(points.get(protocol, [])))},
-                    wall_seconds=round(done.get("wall_seconds", 0.0) + time.monotonic() - began, 3),
-                ),
-            )
+            self._workdir.add_rows(run.key, [{**row, **where} for row in rows])
+
+    def _write_beginning(self, run: Run, kept: set[int]) -> None:
+        if distributed.is_main():
+            written = {**run.describe(), **_environment(), "kept": sorted(kept)}
+            self._workdir.write_run(run.key, "run.json", written)
+
+    def _write_done(self, run: Run, checkpoints: set[int], seconds: float) -> None:
+        if not distributed.is_main():
+            return
+        done = self._workdir.read_run(run.key, "DONE")
+        points, protocol = done.get("measured", {}), self._protocol.digest
+        self._workdir.write_run(
+            run.key,
+            "DONE",
+            dict(
+                updates=max(run.updates, done.get("updates", 0)),
+                checkpoints=sorted(checkpoints),
+                measured={**points, protocol: sorted(run.measures | set(points.get(protocol, [])))},
+                wall_seconds=round(done.get("wall_seconds", 0.0) + seconds, 3),
+            ),
+        )
 
     def _account(self, run: Run, ledger: Ledger) -> None:
         """Add the seconds of this session to those of the run."""
@@ -221,7 +298,9 @@ class Executor:
         stop = max(missing)
         there = agree.from_main(checkpoints.updates)
         temporary = [number for number in there if number not in kept]
-        base = self._base(run)
+        with ledger.during("measure"):
+            train = self._train_rows(run)
+        base = None if run.cross else self._base(run)
         reference = self._reference(run, objective)
         folder = self._workdir.run(run.key)
 
@@ -246,23 +325,15 @@ class Executor:
                     rows = self._rows_at(run, number)
                 else:
                     with display.paused(), ledger.during("measure"), interrupt.at_once(PATIENCE):
-                        rows = self._protocol.measure(
-                            state.params, base.params if base is not None else state.params, run.seed
-                        )
-                    if base is None:  # before there is a base model, the distance to it has no meaning
-                        rows = [row for row in rows if row["measure"] not in ("kl_base_model", "kl_model_base")]
-                    where = dict(
-                        examples=number * run.batch_size,
-                        updates=number,
-                        tokens=tokens,
-                        commit=environment.commit(),
-                        protocol=self._protocol.digest,
-                    )
-                    if distributed.is_main():
-                        self._workdir.add_rows(run.key, [{**row, **where} for row in rows])
+                        params = self._whole(run, state.params)
+                        if run.cross:
+                            writer.flush()
+                            rows = self._of_answers(run, params, number)
+                        else:
+                            rows = self._measure(params, base, run.seed)
+                    self._add_rows(run, rows, number, tokens)
                 if not repairing or number not in measured:
-                    values = {f"{r['measure']}/{r['split']}": r["value"] for r in rows if r["measure"] != "sample"}
-                    writer.write(number, values, kind="measure")
+                    writer.write(number, _values(rows), kind="measure")
 
             def save(state: TrainState, number: int, tokens: int) -> None:
                 if number in there:
@@ -270,8 +341,15 @@ class Executor:
                 with display.paused(), ledger.during("save"):
                     self._workdir.check_lock()
                     writer.flush()
-                    meta = dict(run=run.key, identity=run.identity, parent=run.parent.key if run.parent else "",
-                                examples=number * run.batch_size, tokens=tokens)  # fmt: skip
+                    meta: dict[str, Any] = dict(
+                        run=run.key,
+                        identity=run.identity,
+                        parent=run.parent.key if run.parent else "",
+                        examples=run.examples_at(number),
+                        tokens=tokens,
+                    )
+                    if run.lora is not None:  # how these adapters are to be read
+                        meta["lora"] = run.lora.identity
                     checkpoints.save(state, number, meta, instead_of=temporary)
                     temporary[:] = [] if number in kept else [number]
 
@@ -306,16 +384,18 @@ class Executor:
                 waiting=lambda: ledger.during("stall"),
                 whole=lambda state: state.cut() if isinstance(state, population.Lane) else state,
             )
-            stream = batches(
-                self._data.train[run.role],
+            reading = functools.partial(
+                batches,
+                train,
                 batch_size=run.batch_size,
                 seed=order_seed(run),
-                start=start,
                 process_index=0 if whole_rows else jax.process_index(),
                 process_count=1 if whole_rows else jax.process_count(),
                 threads=not together,  # the loop has one of its own for each run
                 rows=self.rows(run),
+                examples=run.examples_at(run.updates) if run.last_rows else None,
             )
+            stream = _in_parts(reading, run.parts, start) if run.parts else reading(start=start)
             if reference:
                 stream = ({**b, **{k: v[b["row"]] for k, v in reference.items()}} for b in stream)
             try:
@@ -331,10 +411,25 @@ class Executor:
                 good = max(checkpoints.updates(), default=None)
                 where = checkpoints.folder / str(good) if good is not None else "none of this run yet"
                 raise loop.NotFinite(
-                    f"{run.key}, {error}\nData set: {self._data.train[run.role].folder}\nLast good checkpoint: {where}"
+                    f"{run.key}, {error}\nData set: {train.folder}\nLast good checkpoint: {where}"
                 ) from None
             with ledger.during("save"):
                 checkpoints.wait()
+
+    def _train_rows(self, run: Run) -> Prepared:
+        """What the run trains on; answers are written first."""
+        if run.cross is None:
+            return self._data.train[run.role]
+        assert self._answers is not None
+        return self._answers.trained(run.cross)
+
+    def _of_answers(self, run: Run, params: Params, number: int) -> list[dict[str, Any]]:
+        """What is measured of a run that trains on answers; on process 0 with the losses that were written down so far."""
+        assert self._answers is not None
+        path = self._workdir.run(run.key) / metrics_lib.FILE
+        written = metrics_lib.read(path) if distributed.is_main() else []
+        losses = [row["loss"] for row in written if row["kind"] == "train"]
+        return self._answers.rows(run, params, number, losses)
 
     def _training(self, run: Run, state: TrainState, stream: Any, **where: Any) -> loop.Training:
         return (yield from loop.training(state, stream, stage_key(run), **where))
@@ -357,22 +452,55 @@ class Executor:
                 continue
             log.info("%s: continuing after update %d", run.key, number)
             return state, number, meta["tokens"]
-        params = self._fresh(run) if run.parent is None else self._parent_params(run)
-        return program.create(params), 0, 0
+        return program.create(self._first(run)), 0, 0
 
-    def _fresh(self, run: Run) -> Params:
-        return self._model.init(
-            jax.random.fold_in(jax.random.key(np.uint32(run.seed)), zlib.crc32(b"init")), self._mesh
-        )
+    def _first(self, run: Run) -> Params:
+        """What the run begins to train: parameters, or adapters, of its parent's point, or fresh ones.
 
-    def _parent_params(self, run: Run) -> Params:
-        if run.parent is None:
-            raise ValueError(f"{run.key} has no parent")
-        return self.params_at(run.parent, run.parent_updates)
+        Fresh adapters are the same for all runs of a seed: arms differ by their start alone.
+        """
+        if run.parent is not None and run.parent.lora == run.lora:
+            return self._saved(run.parent, run.parent_updates)
+        key = jax.random.key(np.uint32(run.seed))
+        if run.lora is None:
+            return self._model.init(jax.random.fold_in(key, zlib.crc32(b"init")), self._mesh)
+        return self._trained(run).init(jax.random.fold_in(key, zlib.crc32(b"adapters")), self._mesh)
 
-    def params_at(self, run: Run, updates: int) -> Params:
-        """Parameters at a kept point of a finished run; a damaged point is trained again from the one before it."""
-        checkpoints = Checkpoints(self._workdir.run(run.key) / "checkpoints", self._model, self._mesh)
+    def _trained(self, run: Run) -> Trained:
+        return adapted.trained(self._model, run.lora)
+
+    def _checkpoints(self, run: Run) -> Checkpoints:
+        return Checkpoints(self._workdir.run(run.key) / "checkpoints", self._trained(run), self._mesh)
+
+    def _frozen(self, run: Run) -> Params | None:
+        """What the run's adapters adapt."""
+        base = self._base(run) if run.lora is not None else None
+        return base.frozen if base is not None else None
+
+    def _whole(self, run: Run, params: Params) -> Params:
+        """All parameters of the model, of what the run trains."""
+        trained = self._trained(run)
+        if not isinstance(trained, Adapted):
+            return params
+        base = self._base(run)
+        assert base is not None
+        return trained.merger(self._mesh)(base.params, params)
+
+    def params_at(self, run: Run, updates: int, *, repair: bool = True) -> Params:
+        """Parameters at a kept point of a finished run, with its adapters merged; those of a base are read from its source.
+
+        Args:
+          repair: False where nothing may be trained: then a damaged point is an error.
+        """
+        if not repair:
+            self._mine = ()
+        return self._whole(run, self._saved(run, updates))
+
+    def _saved(self, run: Run, updates: int) -> Params:
+        """What the run had trained at a kept point; a damaged point is trained again from the one before it."""
+        if run.base is not None:
+            return self._sources[run.base].load_params(self._model, self._mesh)
+        checkpoints = self._checkpoints(run)
         try:
             return checkpoints.restore_params(updates)[0]
         except Damaged as error:
@@ -382,7 +510,7 @@ class Executor:
         finally:
             checkpoints.close()
         self.execute(run, quiet, self._mine)
-        checkpoints = Checkpoints(self._workdir.run(run.key) / "checkpoints", self._model, self._mesh)
+        checkpoints = self._checkpoints(run)
         try:
             return checkpoints.restore_params(updates)[0]
         finally:
@@ -393,12 +521,15 @@ class Executor:
         at, root = run.parent_updates, run.parent
         while root is not None and root.parent is not None:
             at, root = root.parent_updates, root.parent
-        if root is None:
-            return None
-        key = f"{root.key}@{at}"
+        return None if root is None else self._kept_base(root, at)
+
+    def _kept_base(self, root: Run, at: int) -> "_Base":
+        """The base's parameters, kept for as long as a run needs them, and for the next one."""
+        key = root.base.label if root.base is not None else f"{root.key}@{at}"  # one of others serves every seed
         base = self._bases.get(key)
-        if base is None:  # kept for as long as a run needs it, and for the next one
-            base = self._bases[key] = self._last_base = _Base(self.params_at(root, at))
+        if base is None:
+            self._last_base = None  # there may not be room for two
+            base = self._bases[key] = self._last_base = _Base(self._saved(root, at), self._model)
         return base
 
     def rows(self, run: Run) -> int | None:
@@ -409,7 +540,7 @@ class Executor:
 
     def positions(self, run: Run) -> int:
         """Positions that one update of the run computes, padding included."""
-        return (self.rows(run) or run.batch_size) * self._data.train[run.role].seq_len
+        return (self.rows(run) or run.batch_size) * self._model.config.seq_len
 
     def data_facts(self, runs: Sequence[Run]) -> list[facts.Fact]:
         """What is known about the data; where batches are packed, how well the runs' batches fill their rows."""
@@ -432,11 +563,14 @@ class Executor:
             return None
         sample = objective.rollout
         key = jax.random.fold_in(stage_key(run), zlib.crc32(b"rollout"))
-        jitted = jax.jit(lambda params, batch, key: sample(self._model, params, batch, key))
+        trained = self._trained(run)
+        jitted = jax.jit(
+            lambda params, batch, key, frozen: sample(self._model, adapted.joined(trained, frozen, params), batch, key)
+        )
 
         def rollout(params: Params, batch: Any, number: int) -> Any:
             with jax.set_mesh(self._mesh):
-                return jitted(params, batch, jax.random.fold_in(key, number))
+                return jitted(params, batch, jax.random.fold_in(key, number), self._frozen(run))
 
         return rollout
 
@@ -447,12 +581,14 @@ class Executor:
         path = self._workdir.run(run.key) / "reference.npz"
         if agree.from_main(lambda: _load_arrays(path) is not None):
             return _load_arrays(path) or {}
-        annotate = objective.annotate
+        annotate, trained = objective.annotate, self._trained(run)
         jitted = jax.jit(
-            lambda params, batch: annotate(self._model, params, batch), out_shardings=replicated(self._mesh)
+            # As the loss computes them: what is merged rounds differently.
+            lambda params, batch, frozen: annotate(adapted.policy(trained, frozen), params, batch),
+            out_shardings=replicated(self._mesh),
         )
-        params = self._parent_params(run) if run.parent else self._fresh(run)
-        rows = self._data.train[run.role].arrays()
+        params, frozen = self._first(run), self._frozen(run)
+        rows = self._train_rows(run).arrays()
         n = len(next(iter(rows.values())))
         size = -(-256 // batch_shards(self._mesh)) * batch_shards(self._mesh)
         parts = []
@@ -460,12 +596,23 @@ class Executor:
             for begin in range(0, n, size):
                 index = np.arange(begin, begin + size) % n
                 batch = {k: put_global(v[index], batch_sharding(self._mesh)) for k, v in rows.items()}
-                parts.append(jitted(params, batch))
+                parts.append(jitted(params, batch, frozen))
         parts = jax.device_get(parts)
         reference = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
         if distributed.is_main():
             _save_arrays(path, reference)
         return reference
+
+
+def _in_parts(
+    reading: Callable[..., Iterator[dict[str, np.ndarray]]], parts: Sequence[tuple[int, int]], start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of these ranges, one range after the other, without the first `start` of them."""
+    for begin, end in parts:
+        left = max(end - begin - start, 0)
+        start -= end - begin - left
+        if left:
+            yield from itertools.islice(reading(start=end - left), left)
 
 
 def _load_arrays(path: epath.Path) -> dict[str, np.ndarray] | None:
@@ -484,6 +631,11 @@ def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
+
+
+def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For the log of metrics."""
+    return {f"{row['measure']}/{row['split']}": row["value"] for row in rows if row["measure"] != "sample"}
 
 
 def _recorded(folder: epath.Path) -> int:
@@ -525,7 +677,8 @@ def display(
     tokens_per_step: int,
 ) -> Progress:
     """The progress of one run in its study; `study` is tokens planned and done, `count` the devices."""
-    length = model.config.seq_len
+    length, trained = model.config.seq_len, adapted.trained(model, run.lora)
+    counts = trained.per_token(length) if isinstance(trained, Adapted) else flops.per_token(model.config, length)
     peak = hardware.peak_flops(jax.devices()[0].device_kind)
     return Progress(
         run.name,
@@ -536,7 +689,7 @@ def display(
         runs=runs,
         study_tokens=study[0],
         study_tokens_done=study[1],
-        flops_per_token=flops.per_token(model.config, length),
+        flops_per_token=counts,
         peak_flops=peak * count if peak else None,
         devices=count,
         interval=seconds,

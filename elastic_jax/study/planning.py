@@ -19,8 +19,9 @@ from elastic_jax import config as config_lib
 from elastic_jax import objectives
 from elastic_jax.config import Config
 from elastic_jax.data import pipeline
+from elastic_jax.data.tokenizers import load_pretrained
 from elastic_jax.errors import UserError, first_line
-from elastic_jax.models import flops
+from elastic_jax.models import adapted, flops
 from elastic_jax.models.config import ModelConfig, model_config
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.parallel import ahead, hardware
@@ -84,7 +85,7 @@ class StageCost:
 
     @property
     def temporary_bytes(self) -> int:
-        return self.compiled.temporary if self.compiled else self.estimate.total - self.estimate.arguments
+        return self.compiled.temporary if self.compiled else self.estimate.of_update - self.estimate.arguments
 
     @property
     def hours(self) -> float | None:
@@ -93,8 +94,8 @@ class StageCost:
 
     @property
     def difference(self) -> float | None:
-        """Estimated over compiled bytes, minus one."""
-        return self.estimate.total / self.compiled.total - 1 if self.compiled else None
+        """Estimated over compiled bytes of an update, minus one."""
+        return self.estimate.of_update / self.compiled.total - 1 if self.compiled else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def plan(
     topology: str | None = None,
     compiled: bool = False,
     hfu: float | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
 ) -> Plan:
     """What a study needs; `print` shows it as a table.
 
@@ -176,22 +177,22 @@ def plan(
       topology: a name such as "v5e:16x16" or "h100:8" (`parallel.topology`); nothing of it has to be here.
       compiled: with a topology, also compile each stage's update ahead of time and report the compiler's memory.
       hfu: with a topology, the share of the peak that the times assume; by default `search.ASSUMED_HFU`.
-      stages: with a topology, plan these alone.
+      stages: with a topology, plan these alone; by default all that the config trains.
 
     Raises:
       UserError: the config cannot work on these devices. That it does not fit is no error here: see `Plan.fits` and `cure`.
     """
     if topology is not None:
         return _plan_topology(study, topology_lib.parse(topology), compiled, hfu, stages)
-    if compiled or hfu is not None or tuple(stages) != STAGES:
+    if compiled or hfu is not None or stages is not None:
         raise UserError(
             "--compile, --hfu and --stage are for a --topology; without one the devices here are compiled for and timed."
         )
     if not isinstance(study, Study):
         with tempfile.TemporaryDirectory() as scratch:
-            return plan(Study(study, scratch), timed)
+            return plan(Study(study, scratch, weights=False), timed)
     study.check()
-    costs = tuple(_stage(study, name, timed) for name in STAGES)
+    costs = tuple(_stage(study, name, timed) for name in config_lib.stages(study.config))
     seconds = _time_measure(study) if all(cost.seconds is not None for cost in costs) else None
     return Plan(
         study=study.config.name,
@@ -207,6 +208,11 @@ def plan(
 
 def _batch(study: Study, run: Run) -> dict[str, np.ndarray]:
     """A batch of the right shapes made of the first rows, with zeros for what is computed from a reference."""
+    if run.cross is not None:  # of rows that nobody has written yet
+        length = study.config.data.seq_len
+        return dict(
+            tokens=np.zeros((run.batch_size, length + 1), np.int32), mask=np.ones((run.batch_size, length), np.uint8)
+        )
     prepared, rows = study.data.train[run.role], execute.packed_rows(study.data, run, study.mesh)
     if rows is not None:
         seed = execute.order_seed(run)
@@ -215,6 +221,8 @@ def _batch(study: Study, run: Run) -> dict[str, np.ndarray]:
     arrays = prepared.arrays(run.batch_size)
     index = np.arange(run.batch_size) % len(next(iter(arrays.values())))
     batch = {name: values[index] for name, values in arrays.items()}
+    if run.last_rows:
+        batch["real"] = np.ones(run.batch_size, np.uint8)
     batch.update(
         {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in _annotations(study.model, run, batch).items()}
     )
@@ -229,6 +237,11 @@ def _annotations(model: Decoder, run: Run, batch: Mapping[str, Any]) -> dict[str
     return jax.eval_shape(lambda p, b: annotate(model, p, b), model.shapes, dict(batch))
 
 
+def _typical(runs: Sequence[Run]) -> Run:
+    """The run that a stage is planned by: of the resistance experiment one that trains on answers, which most of its runs do."""
+    return next((run for run in runs if run.cross), runs[0])
+
+
 def _layout(study: Study, run: Run) -> Layout:
     """How the config spreads an update of the run over the devices here."""
     mesh = study.mesh.shape
@@ -237,7 +250,7 @@ def _layout(study: Study, run: Run) -> Layout:
 
 def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
     runs = [run for run in study.runs if run.stage == stage]
-    first = runs[0]
+    first = _typical(runs)
     host = _batch(study, first)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=batch_sharding(study.mesh)) for k, v in host.items()}
     layout = _layout(study, first)
@@ -247,16 +260,20 @@ def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
     seconds = None
     if fits if timed is None else timed:
         tx = optim.make(first.optim, first.updates)
-        params = study.model.init(jax.random.key(0), study.mesh)
-        state = state_lib.creator(study.model, tx, study.mesh)(params)
+        trained = adapted.trained(study.model, first.lora)
+        params = trained.init(jax.random.key(0), study.mesh)
+        state = state_lib.creator(trained, tx, study.mesh)(params)
+        frozen = None
+        if first.lora is not None:
+            frozen = adapted.frozen_for(study.model, study.model.init(jax.random.key(0), study.mesh))
         batch = {k: jax.device_put(v, batch_sharding(study.mesh)) for k, v in host.items()}
         key = jax.random.key(0)
         with jax.set_mesh(study.mesh):
-            state, _ = compiled(state, batch, key)
+            state, _ = compiled(state, batch, key, frozen)
             jax.block_until_ready(state)
             began = time.perf_counter()
             for _ in range(TIMED_UPDATES):
-                state, _ = compiled(state, batch, key)
+                state, _ = compiled(state, batch, key, frozen)
             jax.block_until_ready(state)
         seconds = (time.perf_counter() - began) / TIMED_UPDATES
     work = _work(study.config, study.model.config, first)
@@ -282,8 +299,10 @@ def _compile(model: Decoder, run: Run, mesh: Any, batch: Mapping[str, Any], layo
     """The compiled update of a run, and what it needs."""
     tx = optim.make(run.optim, run.updates)
     objective = objectives.make(dict(run.objective))
-    step = make_train_step(model, objective, tx, mesh, layout.accumulate, layout.reduce)  # type: ignore[arg-type]
-    state = state_lib.abstract(model, tx, mesh)
+    trained = adapted.trained(model, run.lora)
+    frozen = adapted.abstract_frozen(trained, mesh)
+    step = make_train_step(trained, objective, tx, mesh, layout.accumulate, layout.reduce, frozen)  # type: ignore[arg-type]
+    state = state_lib.abstract(trained, tx, mesh)
     began = time.perf_counter()
     compiled = step.compile(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
     seconds = time.perf_counter() - began
@@ -308,28 +327,41 @@ def _work(config: Config, model: ModelConfig, run: Run) -> Work:
         optim=run.optim,
         rows=run.batch_size,
         answers=2 if objective.rows == "pair" else 1,
-        packed=config.data.pack[run.role] != "none",
+        packed=run.cross is None and config.data.pack[run.role] != "none",
         extra=2 if objective.annotate is not None else 0,
+        lora=run.lora,
+        compared=run.parent is not None,
     )
 
 
 def _plan_topology(
-    study: Study | Config, topology: Topology, compiled: bool, hfu: float | None, wanted: Sequence[str]
+    study: Study | Config, topology: Topology, compiled: bool, hfu: float | None, stages: Sequence[str] | None
 ) -> Plan:
     """The plan for devices that are not here; data that are not prepared are not read."""
     config = study.config if isinstance(study, Study) else study
     config_lib.validate(config)
     if hfu is not None and not 0 < hfu <= 1:
         raise UserError(f"--hfu={hfu}: expected a share of the peak, above 0 and up to 1.")
+    wanted = config_lib.stages(config) if stages is None else stages
     for stage in wanted:
         if stage not in STAGES:
             raise UserError(f"--stage={stage}: expected one of {', '.join(STAGES)}.")
+        if stage not in config_lib.stages(config):
+            raise UserError(
+                f"--stage={stage}: "
+                + (
+                    f"nothing is pre-trained with base.hf={config.base.hf}."
+                    if stage == "pretrain"
+                    else f"{stage}.{'slices' if stage == 'resistance' else 'volumes'} is empty, so that it is not run."
+                )
+                + f" Plan {' or '.join(config_lib.stages(config))}."
+            )
     if compiled:
         ahead.devices(topology)  # before anything is computed, if it cannot work
     notes: list[str] = []
     model, everything = _model_and_runs(study, topology, notes)
-    runs = [run for run in everything if run.stage in wanted]
-    first = {stage: next(run for run in runs if run.stage == stage) for stage in wanted}
+    runs = everything if stages is None else [run for run in everything if run.stage in wanted]
+    first = {stage: _typical([run for run in runs if run.stage == stage]) for stage in wanted}
     works = {
         stage: (_work(config, model, first[stage]), sum(run.updates for run in runs if run.stage == stage))
         for stage in wanted
@@ -340,15 +372,15 @@ def _plan_topology(
         notes.append(f"{stage}.accumulate={parts} is the config's; 1 lets the plan choose")
     assumed = hfu or search.ASSUMED_HFU[topology.chip.platform]
     found = search.search(works, topology, fixed, accumulate, assumed)
-    stages = []
+    costs = []
     for stage in wanted:
         cost = found[stage]
         of_stage = [run for run in runs if run.stage == stage]
         exact, fits = None, cost.fits
         if compiled and cost.fits:
             exact = _ahead(model, first[stage], works[stage][0], cost.layout, topology)
-            fits = exact.total <= topology.memory
-        stages.append(
+            fits = exact.total + cost.estimate.memory["base model"] <= topology.memory
+        costs.append(
             _cost(
                 config,
                 stage,
@@ -366,8 +398,8 @@ def _plan_topology(
     return Plan(
         study=config.name,
         params=flops.parameters(model),
-        mesh=stages[0].layout.mesh,
-        stages=tuple(stages),
+        mesh=costs[0].layout.mesh,
+        stages=tuple(costs),
         runs=tuple((run, run.key in done) for run in runs),
         notes=tuple(notes),
         measured_points=sum(len(run.measures) for run in runs),
@@ -382,11 +414,19 @@ def _model_and_runs(study: Study | Config, topology: Topology, notes: list[str])
     if isinstance(study, Study):
         model, runs = study.model.config, study.runs
         notes.extend(study.notes)
+    elif study.base.hf:
+        from elastic_jax.study import sources
+
+        opened = sources.opened(study, weights=False)
+        model = sources.model_config(opened, study)
+        bases = [(base, "not read") for base in opened]
+        runs, more = tree.build(study, model, dict.fromkeys(STAGES, "not prepared"), bases)
+        notes.append("assumed, since data and weights were not read: enough rows for every volume")
+        notes.extend(more)
     else:
         config = study
         vocabulary = _vocabulary(config)
-        section = {k: v for k, v in config.model.items() if v is not None}
-        model = model_config(section, vocabulary, config.data.seq_len)
+        model = model_config(config_lib.model_section(config), vocabulary, config.data.seq_len)
         runs, more = tree.build(config, model, dict.fromkeys(STAGES, "not prepared"))
         what = f"vocabulary of {model.vocab_size:,}, " + (
             "that of the model" if model.vocab_size != vocabulary else "by the config"
@@ -401,7 +441,8 @@ def _model_and_runs(study: Study | Config, topology: Topology, notes: list[str])
 
 def _vocabulary(config: Config) -> int:
     if config.data.kind == "text":
-        return config.data.tokenizer.vocab_size
+        named = config.data.tokenizer
+        return load_pretrained(named.path, named.layout).vocab_size if named.path else named.vocab_size
     from elastic_jax.data.universe import Universe
 
     return Universe(topics=config.data.topics, size=config.data.size).tokenizer().vocab_size
@@ -478,7 +519,7 @@ def cure(found: Plan) -> str:
 
 def out_of_memory(study: Study, stage: str) -> str:
     """What a stage that ran out of memory needs most of, for the message."""
-    run = next(run for run in study.runs if run.stage == stage)
+    run = _typical([run for run in study.runs if run.stage == stage])
     layout = _layout(study, run)
     found = estimate.estimate(_work(study.config, study.model.config, run), layout)
     largest = ", ".join(f"{name} {_bytes(size)}" for name, size in found.largest())
@@ -554,12 +595,14 @@ def text(found: Plan) -> str:
     for run, done in found.runs:
         # A plan of one stage does not list what it descends from.
         level = depth[run.key] = depth.get(run.parent.key if run.parent else "", -1) + 1
-        points = ", ".join(f"{point * run.batch_size:,}" for point in sorted(run.checkpoints))
+        points = ", ".join(f"{run.examples_at(point):,}" for point in sorted(run.checkpoints))
         name = run.name if found.topology is not None and not done else run.key
-        lines.append(
-            f"{'  ' * level}{name}  {run.updates:,} updates of {run.batch_size}, kept at {points} examples"
-            f"{'  [done]' if done else ''}"
-        )
+        what = f"{run.updates:,} updates of {run.batch_size}, kept at {points} examples"
+        if run.base is not None:
+            what = f"measured as it is, read from {run.base.where}" + (
+                f" at {run.base.revision}" if run.base.revision else ""
+            )
+        lines.append(f"{'  ' * level}{name}  {what}{'  [done]' if done else ''}")
     return "\n".join(lines)
 
 

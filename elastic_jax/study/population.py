@@ -1,7 +1,8 @@
 """Which runs can be trained as one program, and how do they go through it together?
 
 Siblings have the same shapes and the same code; what differs is numbers: seeds, starts, lengths, and the hyper-parameters of
-optimiser and objective, which the program is given as arrays. It holds `width` lanes, each the state of one run, over the `run`
+optimiser and objective, which the program is given as arrays. Runs that train adapters (`models.adapted`) share the frozen
+parameters as well, once for all lanes. It holds `width` lanes, each the state of one run, over the `run`
 axis of the mesh. A run takes a lane when it begins and leaves it when it ends, and another sibling takes its place; a lane that
 nobody has is left as it is. So runs of different lengths, and a run that fails, cost the others nothing.
 
@@ -29,15 +30,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elastic_jax import objectives
 from elastic_jax.data.files import digest_of
 from elastic_jax.errors import UserError
-from elastic_jax.models.transformer import Decoder
+from elastic_jax.models import adapted
+from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.parallel.mesh import batch_sharding, put_global, replicated
 from elastic_jax.study.tree import Run
 from elastic_jax.train import loop, optim
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.state import TrainState
-from elastic_jax.train.step import make_update
+from elastic_jax.train.step import frozen_places, make_update
 
 Way = Literal["loop", "vmap"]
+Frozen = Callable[[], Params | None]  # the parameters that adapters adapt; None where there are none
 
 # Lanes for each device of the `run` axis under population="auto".
 _LANES = {"cpu": 1}
@@ -92,23 +95,33 @@ def kind(run: Run, rows: int | None = None) -> str:
     """
     varying = objectives.numbers(run.objective)
     fixed = {k: v for k, v in run.objective.items() if k not in varying}
-    return digest_of([fixed, optim.structure(run.optim), run.role, run.batch_size, run.accumulate, run.reduce, rows])
+    lora = run.lora.identity if run.lora else None
+    how = [run.role, run.batch_size, run.accumulate, run.reduce, rows, lora, run.last_batch if run.last_rows else ""]
+    return digest_of([fixed, optim.structure(run.optim), *how])
+
+
+def frozen_under(run: Run) -> str:
+    """Equal for runs whose adapters are of the same parameters; "" where a run trains all of them."""
+    root = run.root
+    return "" if run.lora is None else root.base.label if root.base is not None else root.key
 
 
 def siblings(runs: Sequence[Run], rows: Callable[[Run], int | None] = lambda run: None) -> list[list[Run]]:
-    """The runs in groups of one stage and kind, in an order in which parents come before children.
+    """The runs in groups of one stage and kind, and of one base under LoRA, in an order in which parents come before children.
 
     It follows from the tree alone, not from what is done already. On-policy runs stay by themselves: they write their batches
     with their own parameters.
     """
     shape = {
-        run.key: run.key if objectives.make(dict(run.objective)).rollout else run.stage + kind(run, rows(run))
+        run.key: run.key
+        if objectives.make(dict(run.objective)).rollout
+        else run.stage + kind(run, rows(run)) + frozen_under(run)
         for run in runs
     }
     left, groups = list(runs), []
     while left:
         waiting = {run.key for run in left}
-        ready = [run for run in left if run.parent is None or run.parent.key not in waiting]
+        ready = [run for run in left if waiting.isdisjoint(needed.key for needed in run.requires)]
         whole = collections.Counter(shape[run.key] for run in left)
         here = collections.Counter(shape[run.key] for run in ready)
         # A group all of which can begin, so that none is trained in pieces; where there is no such group, what can begin.
@@ -132,27 +145,35 @@ class Program:
     """
 
     def __init__(self, model: Decoder, mesh: Mesh, like: Run):
-        self._model, self.mesh, self._like = model, mesh, like
+        trained = self._model = adapted.trained(model, like.lora)
+        self.mesh, self._like = mesh, like
         self.tx: optax.GradientTransformation = optim.make(like.optim, like.updates)
-        self.places: TrainState = state_lib.shardings(model, self.tx, mesh)
-        self.create = state_lib.creator(model, self.tx, mesh)
+        self.places: TrainState = state_lib.shardings(trained, self.tx, mesh)
+        self.frozen_places = frozen_places(trained, mesh)
+        self.create = state_lib.creator(trained, self.tx, mesh)
 
     def update(
-        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, given: Mapping[str, Any]
+        self,
+        state: TrainState,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        given: Mapping[str, Any],
+        frozen: Params | None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """`make_update` for a run with these `numbers`."""
         run = self._like
         tx = optim.make(run.optim, run.updates, given["optim"])
         objective = objectives.make(dict(run.objective), given["objective"])
-        return make_update(self._model, objective, tx, self.mesh, run.accumulate, run.reduce)(state, dict(batch), key)
+        update = make_update(self._model, objective, tx, self.mesh, run.accumulate, run.reduce, run.last_batch)
+        return update(state, dict(batch), key, frozen)
 
-    def alone(self, run: Run) -> loop.Launch:
+    def alone(self, run: Run, frozen: Frozen = lambda: None) -> loop.Launch:
         """The step of one run by itself. It takes the numbers as lanes do, and so has the bits of a lane."""
         given = jax.device_put(_arrays(numbers(run)), replicated(self.mesh))
 
         def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
             with jax.set_mesh(self.mesh):
-                return self._alone(state, batch, key, given)
+                return self._alone(state, batch, key, given, frozen())
 
         return step
 
@@ -161,7 +182,7 @@ class Program:
         whole = replicated(self.mesh)
         return jax.jit(
             self.update,
-            in_shardings=(self.places, batch_sharding(self.mesh), whole, whole),
+            in_shardings=(self.places, batch_sharding(self.mesh), whole, whole, self.frozen_places),
             out_shardings=(self.places, whole),
             donate_argnums=0,
         )
@@ -203,14 +224,18 @@ class _Metric:
 
 
 class Population:
-    """`width` lanes for runs of one kind. A run comes in with its first update and has to `leave`."""
+    """`width` lanes for runs of one kind. A run comes in with its first update and has to `leave`.
 
-    def __init__(self, program: Program, width: int, how: Way | None = None):
+    Args:
+      frozen: the parameters that all of them adapt, asked for with the first update.
+    """
+
+    def __init__(self, program: Program, width: int, how: Way | None = None, frozen: Frozen = lambda: None):
         mesh = program.mesh
         over = mesh.shape["run"]
         if width % over:
             raise ValueError(f"{width} lanes do not divide over the run axis of {over}")
-        self.program, self.width = program, width
+        self.program, self.width, self._frozen = program, width, frozen
         self.way: Way = how or way(mesh.devices.flat[0].platform)
         self._of: dict[str, int] = {}  # run key -> lane
         self._lanes = NamedSharding(mesh, PartitionSpec("run"))
@@ -234,31 +259,39 @@ class Population:
             through = jax.shard_map(
                 through,
                 mesh=mesh,
-                in_specs=(*(lanes,) * 5, PartitionSpec()),
+                in_specs=(*(lanes,) * 5, PartitionSpec(), PartitionSpec()),
                 out_specs=lanes,
                 axis_names={"run"},
                 check_vma=False,
             )
         return jax.jit(
             through,
-            in_shardings=(self._places, self._batches, *(self._lanes,) * 3, replicated(mesh)),
+            in_shardings=(
+                self._places,
+                self._batches,
+                *(self._lanes,) * 3,
+                replicated(mesh),
+                self.program.frozen_places,
+            ),
             out_shardings=(self._places, self._lanes),
             donate_argnums=0,
         )
 
-    def _looped(self, states: Any, batches: Any, keys: Any, given: Any, used: jax.Array, rounds: jax.Array) -> Any:
+    def _looped(
+        self, states: Any, batches: Any, keys: Any, given: Any, used: jax.Array, rounds: jax.Array, frozen: Any
+    ) -> Any:
         order = jnp.argsort(~used, stable=True)  # those in use first
         of = lambda tree, lane: jax.tree.map(  # noqa: E731
             lambda x: jax.lax.dynamic_index_in_dim(x, lane, keepdims=False), tree
         )
         inputs = (batches, keys, given)
-        first = jax.eval_shape(lambda *trees: self.program.update(*of(trees, 0)), states, *inputs)
+        first = jax.eval_shape(lambda *trees: self.program.update(*of(trees, 0), frozen=frozen), states, *inputs)
         metrics = jax.tree.map(lambda leaf: jnp.zeros((len(used), *leaf.shape), leaf.dtype), first[1])
 
         def one(place: jax.Array, carry: Any) -> Any:
             lane = order[place]
             old = of(carry, lane)
-            new = self.program.update(old[0], *of(inputs, lane))
+            new = self.program.update(old[0], *of(inputs, lane), frozen=frozen)
             # On a device with fewer runs than another the last rounds are of no use.
             return jax.tree.map(
                 lambda x, a, b: jax.lax.dynamic_update_index_in_dim(x, jnp.where(used[lane], a, b), lane, 0),
@@ -268,9 +301,11 @@ class Population:
         # Equally often on all devices: they may have to meet inside, over the other axes.
         return jax.lax.fori_loop(0, rounds, one, (states, metrics))
 
-    def _mapped(self, states: Any, batches: Any, keys: Any, given: Any, used: jax.Array, rounds: jax.Array) -> Any:
+    def _mapped(
+        self, states: Any, batches: Any, keys: Any, given: Any, used: jax.Array, rounds: jax.Array, frozen: Any
+    ) -> Any:
         del rounds
-        new, metrics = jax.vmap(self.program.update)(states, batches, keys, given)
+        new, metrics = jax.vmap(self.program.update, in_axes=(0, 0, 0, 0, None))(states, batches, keys, given, frozen)
         keep = lambda a, b: jnp.where(used.reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(keep, new, states), metrics
 
@@ -341,7 +376,7 @@ class Population:
         keys, given = self._on_device
         with jax.set_mesh(self.program.mesh):
             self._states, metrics = self._step(
-                self._states, batches, keys, given, put_global(used, self._lanes), rounds
+                self._states, batches, keys, given, put_global(used, self._lanes), rounds, self._frozen()
             )
         shared = _Round(metrics)
         return [(Lane(self, lane), {name: _Metric(shared, name, lane) for name in metrics}) for lane in lanes]

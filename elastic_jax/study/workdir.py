@@ -79,6 +79,16 @@ class Workdir:
         """Prepared data, which is read at random and so needs a disk: a cache of this machine where the workdir is a bucket."""
         return files.cache_folder() if self.is_remote else Path(self.path / "data")
 
+    @property
+    def judged(self) -> epath.Path:
+        """What judges have said of texts: `measures.scorers.judged`."""
+        return self.path / "judged"
+
+    @property
+    def answers(self) -> epath.Path:
+        """What checkpoints wrote for others to be trained on: `study.answers`."""
+        return self.path / "answers"
+
     def run(self, key: str) -> epath.Path:
         return self.path / "runs" / key
 
@@ -144,7 +154,7 @@ class Workdir:
             if not self.is_remote:
                 folders = [self.run(key) for key in keys or ()]
                 if keys is None:
-                    folders = [self.path, self.report, *(self.path / "runs").iterdir()]
+                    folders = [self.path, self.report, self.answers, *(self.path / "runs").iterdir()]
                 files.sweep(folders)
             try:
                 yield
@@ -245,7 +255,7 @@ class Workdir:
             whole[column] = whole[column].fillna(0).astype(np.int64)
         for column in table.FLOATS:
             whole[column] = whole[column].astype(np.float64)
-        hidden = ("facts", "protocol", "model", "params")
+        hidden = ("facts", "protocol", "model", "params", "export")
         public = {}
         for name, entry in studies.items():
             public[name] = {k: v for k, v in entry.items() if k not in hidden}
@@ -258,15 +268,23 @@ class Workdir:
         return self.table
 
     def _study_rows(self, name: str, entry: Mapping[str, Any]) -> Frame:
-        common = dict(study=name, model=entry["model"], params=entry["params"])
-        frames = [pd.DataFrame([dict(fact, **common) for fact in entry["facts"]])]
+        common = dict(study=name, params=entry["params"])
+        # What is known of the data holds for all bases alike.
+        of_all = dict(common, model="" if len(entry.get("bases", ())) > 1 else entry["model"])
+        frames = [pd.DataFrame([dict(fact, **of_all) for fact in entry["facts"]])]
         every = self.each(lambda run: self.rows(run["run"]), entry["runs"])
         for run, rows in zip(entry["runs"], every, strict=True):
             rows = rows[(rows.protocol == entry["protocol"]) & rows.updates.isin(run["measured"])]
             if not len(rows):
                 continue
             rows = rows.drop(columns="protocol").drop_duplicates(["updates", "measure", "split", "text"])
+            # A volume whose rest did not fill a batch is the model that it left, under the volume's own number.
+            there = [rows[rows.updates == updates].assign(examples=volume) for volume, updates in run.get("nominal", ())]
+            rows = pd.concat([rows, *there], ignore_index=True) if there else rows
             rows = rows.assign(**common, **{k: run[k] for k in ("run", "parent", "stage", "arm", "method", "seed")})
+            # A study that was recorded by a version without bases has neither.
+            rows["model"] = run.get("model") or entry["model"]
+            rows["pretrain_tokens"] = run.get("pretrain_tokens", 0)
             aligning = run["stage"] == "align"
             rows["align_volume"] = rows.examples if aligning else run["align_volume"]
             rows["perturb_volume"] = rows.examples if run["stage"] == "perturb" else 0

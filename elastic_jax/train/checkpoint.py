@@ -1,7 +1,8 @@
 """How does a state reach the disk and come back, on whatever devices there are then?
 
 Orbax `CheckpointManager`, asynchronous. A step folder holds `params`, `opt_state` and `meta` (JSON: lineage, data position,
-volumes), so that parameters can be read without the moments, and the lineage without any array.
+volumes), so that parameters can be read without the moments, and the lineage without any array. Of a run that trains adapters,
+parameters and moments are those of the adapters.
 
 Training goes on at once: `save` launches a copy of the state and its checksums on the devices and returns; fetching them, and
 everything that touches the disk or the bucket, happens in a thread. With several processes, whose saves meet at barriers on the
@@ -25,7 +26,8 @@ from jax.sharding import Mesh
 
 from elastic_jax.data import files
 from elastic_jax.errors import UserError, first_line
-from elastic_jax.models.transformer import Decoder, Params
+from elastic_jax.models.adapted import Trained
+from elastic_jax.models.transformer import Params
 from elastic_jax.parallel import distributed, together
 from elastic_jax.train import checksum
 from elastic_jax.train import state as state_lib
@@ -39,21 +41,32 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run, by number of updates."""
+    """The checkpoints of one run, by number of updates.
 
-    def __init__(self, folder: epath.PathLike, model: Decoder, mesh: Mesh):
+    Args:
+      read_only: leave everything as it is, also what another process has not finished.
+    """
+
+    def __init__(self, folder: epath.PathLike, model: Trained, mesh: Mesh, read_only: bool = False):
         self.folder = files.absolute(epath.Path(folder))
         self._model, self._mesh = model, mesh
         # Weights and moments hardly compress (an eighth is saved), and zstd takes most of the time of a save and of a restore.
-        arrays = functools.partial(ocp.PyTreeCheckpointHandler, use_compression=False)
+        # Who only reads has a host with room for the parameters once: few of them are on their way at a time.
+        at_once = 1 + max(2 * leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.shapes)) // 10**9
+        arrays = functools.partial(
+            ocp.PyTreeCheckpointHandler,
+            use_compression=False,
+            restore_concurrent_gb=at_once if read_only else None,
+        )
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers=dict(params=arrays(), opt_state=arrays(), meta=ocp.JsonCheckpointHandler()),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None,  # the study decides which points stay
-                create=True,
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
+                create=not read_only,
+                enable_async_checkpointing=not read_only,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
         self._thread = ThreadPoolExecutor(1, "save")
@@ -184,7 +197,7 @@ class Checkpoints:
 
     def _on_disk(self, tx: optax.GradientTransformation) -> TrainState:
         """What the files hold, placed on the current mesh: an abstract tree never brings back the saved devices."""
-        unrolled = Decoder(dataclasses.replace(self._model.config, layout="unroll"))
+        unrolled = dataclasses.replace(self._model, config=dataclasses.replace(self._model.config, layout="unroll"))
         return state_lib.abstract(unrolled, tx, self._mesh)
 
     def _in_memory(self, state: TrainState, tx: optax.GradientTransformation) -> TrainState:
@@ -219,16 +232,16 @@ def has_room(tree: Any) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _copied(model: Decoder, state: TrainState) -> TrainState:
+def _copied(model: Trained, state: TrainState) -> TrainState:
     """As the files hold it, in new buffers: the old ones may be donated while these are written."""
     return jax.tree.map(jnp.copy, state_lib.to_disk(state, model))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _slices(model: Decoder, state: TrainState) -> TrainState:
+def _slices(model: Trained, state: TrainState) -> TrainState:
     return state_lib.to_disk(state, model)
 
 
-def _unstacked(model: Decoder, state: TrainState) -> TrainState:
+def _unstacked(model: Trained, state: TrainState) -> TrainState:
     """As the files hold it, without a copy where they hold what is in memory."""
     return state if model.config.layout == "unroll" else _slices(model, state)

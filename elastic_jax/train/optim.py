@@ -176,6 +176,6 @@ def stochastic_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def decayed(params: Any) -> Any:
-    """True for the weights of matrix products, named as in `models.layers`."""
-    names = {"qkv", "out", "up", "down", "head"}
+    """True for the weights of matrix products, named as in `models.layers`, and for both factors of an adapter (`models.adapted`)."""
+    names = {"qkv", "out", "up", "down", "head", "a", "b"}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)

@@ -2,6 +2,9 @@
 
 Sums and weights first, one division last: however a batch is cut into parts and spread over devices, its gradient is that of
 the whole. Gradients are added up in float32, and moments and parameters are updated in it, whatever the dtype of the model.
+
+Under LoRA (`models.adapted`) the parameters of all this are the adapters; the frozen ones are an argument of their own, which is
+read and never donated.
 """
 
 import dataclasses
@@ -13,39 +16,49 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from elastic_jax.models.transformer import Decoder
+from elastic_jax.models import adapted
+from elastic_jax.models.adapted import Adapted, Trained
+from elastic_jax.models.transformer import Params
 from elastic_jax.objectives import Batch, Objective
 from elastic_jax.parallel import mesh as mesh_lib
 from elastic_jax.parallel.mesh import batch_sharding, batch_shards, replicated, shard
 from elastic_jax.train import state as state_lib
 from elastic_jax.train.accumulate import Reduce
+from elastic_jax.train.last_batch import LastBatch
 from elastic_jax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A jitted `(state, batch, key) -> (state, metrics)`; the state is donated."""
+    """A jitted `(state, batch, key) -> (state, metrics)`; the state is donated.
+
+    Attributes:
+      frozen: under LoRA the parameters that are adapted, in the dtype of `adapted.frozen_for`.
+    """
 
     jitted: Any
     mesh: Mesh
+    frozen: Params | None = None
 
     def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, batch, key)
+            return self.jitted(state, batch, key, self.frozen)
 
     def compile(self, state: Any, batch: Any, key: Any) -> Any:
         """The compiled step for abstract or real inputs, with its memory analysis."""
         with jax.set_mesh(self.mesh):
-            return self.jitted.lower(state, batch, key).compile()
+            return self.jitted.lower(state, batch, key, self.frozen).compile()
 
 
 def make_train_step(
-    model: Decoder,
+    model: Trained,
     objective: Objective,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     accumulate: int = 1,
     reduce: Reduce = "step",
+    frozen: Params | None = None,
+    last_batch: LastBatch = "whole",
 ) -> Step:
     """The update of a stage.
 
@@ -58,31 +71,55 @@ def make_train_step(
         first part and each device adds up the gradient of its own rows, 4 bytes for every parameter on top of those of the
         compute dtype, reduced once at the end. "micro": every part's gradient is reduced, and only the device's share of it is
         kept, as the parameters are gathered where they are used: for models that do not fit otherwise.
+      frozen: what a model of adapters adapts: arrays, or their shapes to compile for.
+      last_batch: see `make_update`.
 
     The key is the stage's; each update folds in its own number, each part its own, and under "step" each device.
     """
-    update = make_update(model, objective, tx, mesh, accumulate, reduce)
+    update = make_update(model, objective, tx, mesh, accumulate, reduce, last_batch)
     places = state_lib.shardings(model, tx, mesh)
     jitted = jax.jit(
         update,
-        in_shardings=(places, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(places, batch_sharding(mesh), replicated(mesh), frozen_places(model, mesh)),
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
-    return Step(jitted, mesh)
+    return Step(jitted, mesh, frozen)
+
+
+def frozen_places(model: Trained, mesh: Mesh) -> Any:
+    """Shardings of the frozen parameters; None where there are none."""
+    return model.decoder.shardings(mesh) if isinstance(model, Adapted) else None
 
 
 def make_update(
-    model: Decoder, objective: Objective, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, reduce: Reduce
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The update itself, to be traced inside other device code; objective and optimiser may hold traced numbers."""
+    model: Trained,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accumulate: int,
+    reduce: Reduce,
+    last_batch: LastBatch = "whole",
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The update itself, `(state, batch, key, frozen=None)`, to be traced inside other device code; objective and optimiser may
+    hold traced numbers.
+
+    Args:
+      last_batch: "pad" divides the gradient of a batch of which only some rows are `real` by the weight that all of them would have at
+        the mean weight of those: it is smaller by their share. The loss that is reported stays that of the real rows.
+    """
     gradient = _accumulated(model, objective, batch_shards(mesh), accumulate, reduce)
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: Params | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.updates)
-        (total, (weight, sums)), grads = gradient(state.params, batch, key)
+        (total, (weight, sums)), grads = gradient(state.params, adapted.with_row_keys(model, batch, key), key, frozen)
         weight = jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        whole = weight
+        if last_batch == "pad" and "real" in batch:
+            whole = weight * batch["real"].shape[0] / jnp.sum(batch["real"], dtype=jnp.float32)
+        grads = jax.tree.map(lambda g: g / whole.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
         loss = total / weight
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -98,16 +135,20 @@ def make_update(
     return step
 
 
-def _accumulated(model: Decoder, objective: Objective, shards: int, accumulate: int, reduce: Reduce) -> Any:
-    """(params, batch, key) -> ((loss sum, (weight, metric sums)), gradient of the loss sum in float32)."""
-    # Inside `over_shards` these are the places of a device's whole copy, outside those of the parameters.
-    placed = lambda tree: jax.tree.map(  # noqa: E731
-        lambda dims, leaf: shard(leaf, *dims), model.dims, tree, is_leaf=lambda node: isinstance(node, tuple)
-    )
+def _accumulated(model: Trained, objective: Objective, shards: int, accumulate: int, reduce: Reduce) -> Any:
+    """(params, batch, key, frozen) -> ((loss sum, (weight, metric sums)), gradient of the loss sum in float32)."""
 
-    def gradient(params: Any, batch: Batch, key: jax.Array) -> Any:
+    # Inside `over_shards` these are the places of a device's whole copy, outside those of the parameters.
+    def placed(tree: Any, dims: Any = model.dims) -> Any:
+        is_leaf = lambda node: isinstance(node, tuple)  # noqa: E731
+        return jax.tree.map(lambda dims, leaf: shard(leaf, *dims), dims, tree, is_leaf=is_leaf)
+
+    def gradient(params: Any, batch: Batch, key: jax.Array, frozen: Any) -> Any:
+        rows = {name: value for name, value in batch.items() if name != adapted.KEYS}
+        policy = adapted.policy(model, frozen, batch.get(adapted.KEYS))
+
         def loss_sum(params: Any) -> tuple[jax.Array, Any]:
-            total, weight, metrics = objective.loss(model, params, batch, key)
+            total, weight, metrics = objective.loss(policy, params, rows, key)
             return total, (weight, metrics)
 
         sums, grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
@@ -124,23 +165,26 @@ def _accumulated(model: Decoder, objective: Objective, shards: int, accumulate: 
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, first, key))
         return jax.lax.scan(add, zero, (jnp.arange(accumulate), batch))[0]
 
-    def by_part(params: Any, batch: Batch, key: jax.Array) -> Any:
+    def by_part(params: Any, batch: Batch, key: jax.Array, frozen: Any) -> Any:
         # Every accumulate-th row goes to one part: rows stay on the device that holds them.
         cut = lambda x: shard(jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), None, "batch")  # noqa: E731
-        return scanned(lambda rows, key: gradient(params, rows, key), jax.tree.map(cut, batch), key)
+        return scanned(lambda rows, key: gradient(params, rows, key, frozen), jax.tree.map(cut, batch), key)
 
-    def by_device(params: Any, batch: Batch, key: jax.Array) -> Any:
+    def by_device(params: Any, batch: Batch, key: jax.Array, frozen: Any) -> Any:
         cut = lambda x: shard(x.reshape(shards, -1, *x.shape[1:]), "batch")  # noqa: E731
 
-        def of_device(params: Any, batch: Batch, device: jax.Array) -> Any:
-            return by_part(placed(params), batch, jax.random.fold_in(key, device))
+        def of_device(params: Any, frozen: Any, batch: Batch, device: jax.Array) -> Any:
+            whole = placed(frozen, model.decoder.dims) if isinstance(model, Adapted) else frozen
+            return by_part(placed(params), batch, jax.random.fold_in(key, device), whole)
 
-        every = mesh_lib.over_shards(of_device, (None, 0, 0))(params, jax.tree.map(cut, batch), jnp.arange(shards))
+        split = jax.tree.map(cut, batch), jnp.arange(shards)
+        every = mesh_lib.over_shards(of_device, (None, None, 0, 0))(params, frozen, *split)
         sums, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), every)
         return sums, placed(grads)
 
     many = by_part if shards == 1 or reduce == "micro" else by_device
-    return lambda params, batch, key: (gradient if accumulate == 1 else many)(model.compute_params(params), batch, key)
+    chosen = gradient if accumulate == 1 else many
+    return lambda params, batch, key, frozen=None: chosen(model.compute_params(params), batch, key, frozen)
 
 
 def _wide(gradient: jax.Array) -> jax.Array:

@@ -129,6 +129,19 @@ def test_perturbation_turns_pairs_round(tmp_path):
     assert data.scorer.score([""] * len(chosen), chosen).mean() < 0.2
 
 
+@pytest.mark.parametrize("task", ["sentiment", "refusal"])
+def test_a_reversed_task_aligns_on_what_the_other_perturbs_with(task, tmp_path):
+    plain, turned = (build(config(task=name), tmp_path, objectives=TEXT) for name in (task, f"{task}_reversed"))
+    assert turned.scorer.digest != plain.scorer.digest and turned.digest != plain.digest
+    text = ["it was a joy"], ["and i loved it"]
+    np.testing.assert_array_equal(turned.scorer.score(*text), 1 - plain.scorer.score(*text))
+    assert fact(turned, "scorer_accuracy", "heldout")["value"] > 0.85  # near 1 for what is aligned, as ever
+    for role, other in (("align", "perturb"), ("perturb", "align")):
+        assert fact(turned, "entropy", role)["value"] == pytest.approx(fact(plain, "entropy", other)["value"], rel=0.15)
+    again = build(config(task=f"{task}_reversed"), tmp_path, objectives=TEXT)
+    np.testing.assert_array_equal(again.scorer.score(*text), turned.scorer.score(*text))
+
+
 @pytest.mark.parametrize("name", ["sentiment", "refusal"])
 def test_prompts_are_a_full_rectangle(name, request):
     data = request.getfixturevalue(name)
@@ -151,6 +164,48 @@ def test_entropy_agrees_with_the_held_out_rows(sentiment):
 def test_overlaps_are_counted_for_every_two_sets(sentiment):
     splits = [f["split"] for f in sentiment[0].facts if f["measure"] == "overlap"]
     assert len(splits) == len(set(splits)) == 15 and "pretrain&heldout-align" in splits
+
+
+def test_texts_of_the_other_stages_are_mixed_into_pretraining(sentiment, tmp_path):
+    alone, _ = sentiment
+    data = build(config(joint=dict(align=0.1, perturb=0.05)), tmp_path, objectives=TEXT)
+    assert data.train["pretrain"].rows == 200 + 20 + 10
+    mixed, own = (set(map(bytes, made.train["pretrain"].arrays()["tokens"])) for made in (data, alone))
+    assert own <= mixed  # the rows of pre-training itself stay
+    assert data.heldout["pretrain"].digest == alone.heldout["pretrain"].digest
+    assert not any(f["measure"] == "best_rate" for f in alone.facts)
+
+
+def test_the_best_rate_of_a_mixture_lies_between_its_entropy_and_its_own_volume(sentiment, tmp_path):
+    data = build(config(joint=dict(align=0.1, perturb=0.05)), tmp_path, objectives=TEXT)
+    universe = Universe(topics=2)
+    volumes = dict(pretrain=200, align=20, perturb=10)
+    mixtures = dict(pretrain=Mixture(), align=Mixture.reviews(1.0), perturb=Mixture.reviews(0.0))
+    mixtures["pretrain"] = Mixture(**{k: v for k, v in resolve(config())["pretrain"].items() if k != "rows"})
+    for split, volume in volumes.items():
+        tokens = data.heldout[split].arrays()["mask"].sum()
+        own = -data.log_prob[split].sum() / tokens
+        best = fact(data, "best_rate", split)["value"]
+        # q >= share of the distribution x its own p, so that the code is at most log(1 / share) longer for each text.
+        longest = own + np.log(sum(volumes.values()) / volume) * len(data.log_prob[split]) / tokens
+        assert best < longest
+        texts = universe.sample(mixtures[split], 2000, seed=3)
+        mixed = [np.exp(universe.log_prob(texts, mixtures[name])) * n for name, n in volumes.items()]
+        q = np.sum(mixed, axis=0) / sum(volumes.values())
+        own_many = universe.log_prob(texts, mixtures[split])
+        assert np.mean(own_many - np.log(q)) > 0  # KL(p || q)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(joint=dict(align=-1.0)), "data.joint.align=-1.0"),
+        (dict(joint=dict(align=0.1), task="refusal"), "data.joint with data.task='refusal'"),
+    ],
+)
+def test_a_joint_mixture_that_has_no_meaning_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        build(config(**changes), tmp_path, objectives=TEXT)
 
 
 @pytest.mark.parametrize("name", ["align/data.array_record", "study.json", "study.npz", "tokenizer/words.json"])

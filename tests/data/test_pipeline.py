@@ -117,3 +117,25 @@ def test_order_of_examples_does_not_depend_on_the_batch_size(data):
 def test_impossible_settings(data, settings, message):
     with pytest.raises(UserError, match=message):
         pipeline.batches(data, **(dict(seed=0) | settings))
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_what_comes_after_the_last_example_is_padding(data, process_count):
+    whole = first(data, 4, batch_size=8, seed=5)
+    parts = [
+        first(data, 4, batch_size=8, seed=5, examples=19, process_index=p, process_count=process_count)
+        for p in range(process_count)
+    ]
+    for step, before in enumerate(whole):
+        found = {name: np.concatenate([part[step][name] for part in parts]) for name in parts[0][0]}
+        real = np.arange(8 * step, 8 * step + 8) < 19
+        np.testing.assert_array_equal(found.pop("real"), real)
+        np.testing.assert_array_equal(found.pop("mask"), before["mask"] * real[:, None])
+        assert_same([found], [{name: rows for name, rows in before.items() if name != "mask"}])
+    later = first(data, 2, batch_size=8, seed=5, examples=19, start=2)
+    assert later[0]["real"].sum() == 3 and later[1]["real"].sum() == 0
+
+
+def test_padding_examples_are_not_packed(data):
+    with pytest.raises(UserError, match="examples=5 with rows=4"):
+        pipeline.batches(data, batch_size=8, seed=0, rows=4, examples=5)

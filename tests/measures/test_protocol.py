@@ -13,11 +13,24 @@ from elastic_jax.data.tokenizers import WordTokenizer
 from elastic_jax.measures.protocol import Protocol
 
 WORDS = WordTokenizer([f"w{i}" for i in range(tiny.VOCAB - 2)])
-SETTINGS = dict(samples=6, sample_tokens=0, temperature=1.0, top_p=1.0, keep=2, batch_size=4, per_octave=2, kl_eps=1e-3)
+SETTINGS = dict(
+    samples=6,
+    sample_tokens=0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    stop=(),
+    keep=2,
+    batch_size=4,
+    per_octave=2,
+    kl_eps=1e-3,
+)
 
 
 class Length:
     """Scores a text by its length."""
+
+    unit, low, high = "probability", 0.0, 1.0
 
     def __init__(self, name="length", digest="length-1"):
         self.name, self.digest = name, digest
@@ -107,6 +120,8 @@ def test_a_text_ends_where_the_model_does(asked, got):
     [
         dict(temperature=0.5),
         dict(top_p=0.9),
+        dict(top_k=5),
+        dict(stop=("w3",)),
         dict(samples=7),
         dict(sample_tokens=3),
         dict(heldout={"pretrain": heldout(0), "align": heldout(2)}),

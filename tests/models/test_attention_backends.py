@@ -38,17 +38,19 @@ def segments(ends=ENDS, length=T):
     return row
 
 
-@functools.partial(jax.jit, static_argnames=("attend", "window", "softcap"))
-def output_and_gradients(attend, q, k, v, weight, segments_bt=None, *, window=0, softcap=0.0):
+@functools.partial(jax.jit, static_argnames=("attend", "window", "softcap", "scale"))
+def output_and_gradients(attend, q, k, v, weight, segments_bt=None, *, window=0, softcap=0.0, scale=0.0):
     def total(q, k, v):
-        out = attend(q, k, v, View(segments_bt), window=window, softcap=softcap)
+        out = attend(q, k, v, View(segments_bt), window=window, softcap=softcap, scale=scale)
         return jnp.sum(out * weight), out
 
     grads, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
     return out, *grads
 
 
-@pytest.mark.parametrize("options", [{}, dict(window=50, softcap=2.0)], ids=["plain", "window-softcap"])
+@pytest.mark.parametrize(
+    "options", [{}, dict(window=50, softcap=2.0, scale=0.9)], ids=["plain", "window-softcap-scale"]
+)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_packed_is_unpacked_forward_and_backward(name, options):
     q, k, v = qkv(1)
@@ -108,8 +110,8 @@ def test_splash_runs_on_each_device_s_own_rows_and_heads(manual, cpu_devices):
 def without(**ignored):
     """An attention that takes what it is told and does not do it."""
 
-    def attend(q, k, v, view, *, window=0, softcap=0.0):
-        options = {**dict(view=view, window=window, softcap=softcap), **ignored}
+    def attend(q, k, v, view, *, window=0, softcap=0.0, scale=0.0):
+        options = {**dict(view=view, window=window, softcap=softcap, scale=scale), **ignored}
         return reference.attend(q, k, v, options.pop("view"), **options)
 
     return attend
@@ -125,11 +127,11 @@ def nan_in_padding(q, k, v, view, **options):
     return jnp.where((view.segments_bt == 0)[:, :, None, None, None], jnp.nan, out)
 
 
-def narrow(q, k, v, view, *, window, softcap):
-    return reference.attend(q, k, v, view, window=window - 1, softcap=softcap)
+def narrow(q, k, v, view, *, window, **options):
+    return reference.attend(q, k, v, view, window=window - 1, **options)
 
 
-ASKED = Request("float32", H, group=2, segments=True, window=40, softcap=2.0)
+ASKED = Request("float32", H, group=2, segments=True, window=40, softcap=2.0, scale=0.6)
 
 
 @pytest.mark.parametrize(
@@ -138,11 +140,12 @@ ASKED = Request("float32", H, group=2, segments=True, window=40, softcap=2.0)
         (without(view=View()), "the output is off by"),
         (without(window=0), "the output is off by"),
         (without(softcap=0.0), "the output is off by"),
+        (without(scale=0.0), "the output is off by"),
         (narrow, "the output is off by"),
         (nan_in_padding, "not finite"),
         (leaky, "dv reaches"),
     ],
-    ids=["segments", "window", "softcap", "window-one-less", "nan", "leak"],
+    ids=["segments", "window", "softcap", "scale", "window-one-less", "nan", "leak"],
 )
 def test_the_self_test_finds_what_a_backend_leaves_out(attend, message):
     assert message in selftest.compare(Backend("bad", attend), ASKED)

@@ -101,13 +101,13 @@ def test_a_named_backend_that_cannot_is_an_error_with_the_cure(name, device, req
 
 def test_whatever_is_not_declared_is_refused():
     bare = Backend("bare", reference.attend)
-    for feature in (dict(segments=True), dict(window=8), dict(softcap=1.0), dict(cache=True)):
+    for feature in (dict(segments=True), dict(window=8), dict(softcap=1.0)):
         reason, _ = bare.refusal(Request("float32", 8, **feature), CPU)
         assert reason
         declared = Backend("able", reference.attend, **{name: True for name in feature})
         assert declared.refusal(Request("float32", 8, **feature), CPU) is None
     assert bare.refusal(Request("float32", 8), CPU) is None
-    everything = Request("float32", 7, group=3, segments=True, window=1, softcap=1.0, cache=True)
+    everything = Request("float32", 7, group=3, segments=True, window=1, softcap=1.0)
     assert BACKENDS["reference"].refusal(everything, CPU) is None
 
 
@@ -154,6 +154,15 @@ def test_a_backend_that_fails_its_self_test_is_not_used(attend_, why, monkeypatc
         attend(q, k, v, view, backend="fast")
 
 
+def test_a_window_as_long_as_the_row_is_none(monkeypatch):
+    calls = install(monkeypatch, "fast", reference.attend)
+    q, k, v, view = arrays(6)
+    for window, expected in ((5, 5), (6, 0), (4096, 0)):
+        got = attend(q, k, v, view, window=window, scale=0.3)
+        assert (calls[-1]["window"], calls[-1]["scale"]) == (expected, 0.3)
+        np.testing.assert_array_equal(got, reference.attend(q, k, v, view, window=window, scale=0.3))
+
+
 def test_a_backend_that_passes_is_tested_once_while_a_program_is_traced_on_a_mesh(monkeypatch, log):
     calls = install(monkeypatch, "fast", reference.attend)
     q, k, v, view = arrays()
@@ -172,15 +181,10 @@ def test_a_backend_that_passes_is_tested_once_while_a_program_is_traced_on_a_mes
     assert len(told) == 2 and all("fast on cpu" in line and "passed its self-test" in line for line in told)
 
 
-def test_a_cache_is_read_by_the_reference_whatever_is_named(monkeypatch):
-    calls = install(monkeypatch, "fast", broken)
+def test_a_cache_is_no_matter_of_a_backend():
     q, k, v, _ = arrays()
-    view = View(start=jnp.asarray(2))
-    got = attend(q[:, :1], k, v, view, backend="fast")
-    np.testing.assert_array_equal(got, reference.attend(q[:, :1], k, v, view))
-    assert not calls
-    with pytest.raises(ValueError, match="cannot be used with caches"):
-        attend(q, k, v, View(jnp.ones((1, 6), jnp.int32), jnp.asarray(0)))
+    with pytest.raises(ValueError, match="attend_cache"):
+        attend(q, k, v, View(start=jnp.asarray(2)))
 
 
 def test_the_device_is_that_of_the_mesh_in_use(cpu_devices):

@@ -25,14 +25,31 @@ PARAMETERS = {
     "qwen1.5-0.5b": 463_987_712,  # Qwen/Qwen1.5-0.5B
     "qwen1.5-4b": 3_950_369_280,  # Qwen/Qwen1.5-4B
     "qwen1.5-7b": 7_721_324_544,  # Qwen/Qwen1.5-7B
+    "llama-3.1-8b": 8_030_261_248,  # meta-llama/Llama-3.1-8B
+    "llama-3.2-1b": 1_235_814_400,  # meta-llama/Llama-3.2-1B
+    "llama-3.2-3b": 3_212_749_824,  # meta-llama/Llama-3.2-3B
+    "qwen2.5-0.5b": 494_032_768,  # Qwen/Qwen2.5-0.5B
+    "qwen2.5-7b": 7_615_616_512,  # Qwen/Qwen2.5-7B
+    "qwen3-0.6b": 596_049_920,  # Qwen/Qwen3-0.6B, whose file holds the tied head a second time
+    "qwen3-8b": 8_190_735_360,  # Qwen/Qwen3-8B
+    "mistral-7b-v0.1": 7_241_732_096,  # mistralai/Mistral-7B-v0.1
+    "gemma-2-2b": 2_614_341_888,  # google/gemma-2-2b
+    "gemma-3-1b": 999_885_952,  # google/gemma-3-1b-pt
+    # The model cards of EleutherAI/pythia-70m to -6.9b, "Total params".
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "gpt2": 124_439_808,  # openai-community/gpt2
+    "olmo-2-7b": 7_298_617_344,  # allenai/OLMo-2-1124-7B
 }
 
-# Shapes that have no name here: Llama-3.2 (meta-llama/Llama-3.2-1B, -3B) and Qwen3 (Qwen/Qwen3-1.7B, -4B).
-LLAMA_3 = dict(vocab_size=128_256, seq_len=4096, tie_embeddings=True)
-QWEN_3 = dict(vocab_size=151_936, seq_len=4096, tie_embeddings=True, qk_norm=True)
+# Shapes that have no name here: Qwen3 (Qwen/Qwen3-1.7B, -4B).
+QWEN_3 = dict(vocab_size=151_936, seq_len=4096, tie_embeddings=True, qk_norm="head")
 SHAPES = {
-    "llama-3.2-1b": ModelConfig(**LLAMA_3, layers=16, embed=2048, heads=32, kv_heads=8, head_dim=64, mlp=8192),
-    "llama-3.2-3b": ModelConfig(**LLAMA_3, layers=28, embed=3072, heads=24, kv_heads=8, head_dim=128, mlp=8192),
     "qwen3-1.7b": ModelConfig(**QWEN_3, layers=28, embed=2048, heads=16, kv_heads=8, head_dim=128, mlp=6144),
     "qwen3-4b": ModelConfig(**QWEN_3, layers=36, embed=2560, heads=32, kv_heads=8, head_dim=128, mlp=9728),
 }
@@ -51,7 +68,7 @@ RATES = {
 
 
 def named(name):
-    return SHAPES[name] if name in SHAPES else model_config(dict(size=name), vocab_size=1, seq_len=4096)
+    return SHAPES[name] if name in SHAPES else model_config(dict(size=name), vocab_size=1, seq_len=1024)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

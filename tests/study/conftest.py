@@ -1,24 +1,12 @@
 """One finished small study for all tests of a session, whichever worker needs it first."""
 
-import fcntl
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first worker to need it fills, and the others wait for."""
-    base = factory.getbasetemp()
-    if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
-        base = base.parent
-    with open(base / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (base / f"{name}.complete").exists():
-            make(base / name)
-            (base / f"{name}.complete").touch()
-    return base / name
+from shared import once
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +28,20 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
 
     return once(tmp_path_factory, "uninterrupted", make)
+
+
+@pytest.fixture(scope="session")
+def crossed(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
+    """The finished small study with the resistance experiment on top of it, and which runs that trained; only to be read."""
+    import small_studies
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished, folder)
+        with small_studies.watched() as trained:
+            small_studies.run(folder, overrides=small_studies.CROSSED)
+        (folder / "trained.json").write_text(json.dumps(sorted(each.run for each in trained)))
+
+    return once(tmp_path_factory, "crossed", make)
 
 
 @pytest.fixture

@@ -28,6 +28,18 @@ CONFIG = str(Path(__file__).with_name("small.py"))
 # Sums over devices are added in another order than on one. The differences of float32 grow over the updates of the study
 # (fewer than 20, learning rate 0.02): 100 epsilons were seen, an error in a gradient makes thousands.
 LOSS_RTOL = 2e-4
+# The resistance experiment on top of the small study, whose runs it shares.
+CROSSED = {
+    "resistance.slices": (0.5, 1.0),
+    "resistance.batch_size": 2,
+    "resistance.queries": 4,
+    "resistance.heldout": 4,
+    "resistance.length": 12,
+    "resistance.temperature": 1.0,
+    "resistance.top_p": 1.0,
+    "resistance.orders": ("21",),
+    "resistance.other_task": True,
+}
 
 
 def load(argument: str = "", overrides: Mapping[str, Any] | None = None):

@@ -294,3 +294,19 @@ def test_arguments_are_those_of_the_program():
     )
     job = Work(model.config, OptimConfig(), rows=16)
     assert estimate.estimate(job, Layout(2, 2, 2)).arguments == pytest.approx(held, abs=16)
+
+
+def test_the_base_model_that_measures_compare_with_counts_as_well():
+    from elastic_jax.models.lora import LoraConfig
+
+    layout = Layout(fsdp=8)
+    alone, beside = (estimate.estimate(dataclasses.replace(work(), compared=on), layout) for on in (False, True))
+    assert beside.total - alone.total == beside.memory["base model"]
+    assert beside.memory["base model"] == pytest.approx(4 * 6_738_415_616 / 8, rel=2e-2)
+    assert beside.of_update == alone.total
+    # Adapters adapt the base itself, unless it is kept in another dtype than it is multiplied in.
+    adapted = dataclasses.replace(work(param_dtype="bfloat16"), compared=True, lora=LoraConfig(rank=8))
+    assert estimate.estimate(adapted, layout).memory["base model"] == 0
+    plan = planning.plan(tiny_config(), topology="h100:1")
+    found = {stage.stage: stage.estimate.memory["base model"] for stage in plan.stages}
+    assert found["pretrain"] == 0 and found["align"] == found["perturb"] > 0

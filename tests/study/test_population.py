@@ -298,13 +298,13 @@ def test_a_larger_study_extends_lanes(unperturbed: Callable[[], Path], with_data
 @contextlib.contextmanager
 def sick(arm: str) -> Iterator[None]:
     """Runs of this arm start from parameters that are not finite."""
-    real = execute.Executor._parent_params
+    real = execute.Executor._first
 
-    def parent_params(self, run):
+    def first(self, run):
         params = real(self, run)
         return jax.tree.map(lambda leaf: leaf * np.nan, params) if run.arm == arm else params
 
-    with mock.patch.object(execute.Executor, "_parent_params", parent_params):
+    with mock.patch.object(execute.Executor, "_first", first):
         yield
 
 

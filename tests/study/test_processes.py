@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
 import small_studies
@@ -23,13 +24,18 @@ def free_port() -> int:
 
 
 def start(
-    workdir: Path, *more: str, count: int = 2, devices: int = 1, workdirs: dict[int, Path] | None = None
+    workdir: Path,
+    *more: str,
+    count: int = 2,
+    devices: int = 1,
+    workdirs: dict[int, Path] | None = None,
+    config: str = small_studies.CONFIG,
 ) -> list[subprocess.Popen]:
     """The command in `count` processes of this machine; `workdirs` are those of processes that see another one."""
     port = free_port()
     return [
         subprocess.Popen(
-            small_studies.command((workdirs or {}).get(index, workdir), *more),
+            small_studies.command((workdirs or {}).get(index, workdir), *more, config=config),
             env=small_studies.environment(
                 devices,
                 ELASTIC_COORDINATOR=f"127.0.0.1:{port}",
@@ -210,3 +216,18 @@ def test_a_process_that_sees_another_checkpoint_is_named(tmp_path: Path) -> None
 
 def _size(path: Path) -> int:
     return path.stat().st_size
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_base_that_one_starts_from(tmp_path: Path) -> None:
+    checkpoints.llama(tmp_path / "model", seed=1)
+    for name, seed in (("train", 0), ("test", 1)):
+        checkpoints.reviews(tmp_path / f"{name}.jsonl", 240, seed=seed)
+    config = str(small_studies.ROOT / "configs" / "rebound_published.py:tiny")
+    own = [f"--config.data.{name}={tmp_path / name}.jsonl" for name in ("train", "test")]
+    own += [f"--config.base.hf={tmp_path / 'model'}", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    one = small_studies.shell(tmp_path / "one", *own, devices=2, config=config)
+    assert one.returncode == 0, one.stderr
+    two = launch(tmp_path / "two", *own, config=config)
+    assert [done.returncode for done in two] == [0, 0], "\n".join(done.stderr for done in two)
+    small_studies.assert_close(small_studies.table(tmp_path / "two"), small_studies.table(tmp_path / "one"))

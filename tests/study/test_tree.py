@@ -1,5 +1,6 @@
 """Which runs does a config make, and when are two runs the same?"""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,13 @@ from elastic_jax.models.config import model_config
 from elastic_jax.study import tree
 
 DIGESTS = dict(pretrain="p", align="a", perturb="t")
+WRITTEN = {
+    "pretrain-s0": "403cf95ab9a0",
+    "control-s0": "5a8b7cade16a",
+    "align-s0": "0e36943486ae",
+    "perturb-s0-a16": "c80eb03466ee",
+    "perturb-s0-a32": "a8f6355f1ad7",
+}
 
 
 def runs(overrides=None, digests=None, argument=""):
@@ -87,6 +95,21 @@ def test_what_alignment_depends_on_changes_it_and_what_follows(field, value):
 def test_how_it_is_computed_changes_no_run(field, value):
     before, after = runs(), runs({field: value})
     assert {n: r.identity for n, r in before.items()} == {n: r.identity for n, r in after.items()}
+
+
+def test_an_identity_holds_what_differs_from_the_defaults_of_the_model():
+    plain = model_config(dict(size="100k"), 260, 32)
+    shape = dict(vocab_size=260, seq_len=32, layers=2, embed=64, heads=4, kv_heads=4, head_dim=16, mlp=176)
+    assert tree.architecture_of(plain) == shape
+    switched = dataclasses.replace(plain, norm="layer", remat="full", layout="scan", dtype="bfloat16")
+    assert tree.architecture_of(switched) == shape | dict(norm="layer", dtype="bfloat16")
+
+
+def test_identities_are_those_that_were_written_down():
+    """A field that comes later, off by default, must not change them: what was trained before would be trained again. Where
+    the same config gives other numbers, raise `tree.FORMAT` and write these again."""
+    assert tree.FORMAT == 3
+    assert {name: run.identity[:12] for name, run in runs().items()} == WRITTEN
 
 
 def test_more_volumes_change_no_run_under_a_constant_schedule():

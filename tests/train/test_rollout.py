@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from elastic_jax.models.config import ModelConfig
-from elastic_jax.models.sampler import generate
+from elastic_jax.models.decoding import generate
+from elastic_jax.models.filters import Choice
 from elastic_jax.models.transformer import Decoder
 from elastic_jax.objectives import Objective
 from elastic_jax.parallel.mesh import make_mesh, put_local
@@ -24,7 +25,7 @@ def reinforce() -> Objective:
 
     def rollout(policy, params, batch, key):
         prompts = batch["tokens"][:, :1]
-        answers = generate(policy, params, prompts, key, length=LENGTH, temperature=1.0, top_p=1.0, eos=1, pad=0)
+        answers = generate(policy, params, prompts, key, length=LENGTH, choice=Choice(never=(0,)))
         reward_b = jnp.sum(answers == WANTED, axis=-1).astype(jnp.float32)
         return {
             "tokens": jnp.concatenate([prompts, answers], axis=1),

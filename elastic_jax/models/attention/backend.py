@@ -13,7 +13,7 @@ from elastic_jax.parallel.device import Device
 
 
 class Attend(Protocol):
-    """Softmax attention with scores divided by the root of h. Shapes: b batch, t query and s key position, k kv_heads,
+    """Softmax attention with scores multiplied by `scale`, 0 standing for h ** -0.5. Shapes: b batch, t query and s key position, k kv_heads,
     g query heads per kv head, h head_dim; the result is [b, t, k, g, h] in the dtype of the queries. What its backward pass
     should find kept goes by the name `remat.CONTEXT`."""
 
@@ -26,6 +26,7 @@ class Attend(Protocol):
         *,
         window: int = 0,
         softcap: float = 0.0,
+        scale: float = 0.0,
     ) -> jax.Array: ...
 
 
@@ -37,7 +38,7 @@ class Request:
       head_dim, group: size of a head, and query heads per key head.
       segments: rows hold several documents.
       window, softcap: 0 for none.
-      cache: the keys are those of a cache, longer than the queries and filled in part.
+      scale: of the scores; 0 for head_dim ** -0.5. Every backend has to honour it.
     """
 
     dtype: str
@@ -46,7 +47,7 @@ class Request:
     segments: bool = False
     window: int = 0
     softcap: float = 0.0
-    cache: bool = False
+    scale: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Backend:
       head_dim_below: up to this head_dim any multiple of the step will do; above it, multiples of it only. 0 for no such rule.
       head_dim_max: (least compute capability, largest head_dim) from the newest devices to the oldest; empty for no limit.
       capability: least compute capability.
-      segments, window, softcap, cache: whether it honours them (see `Request`).
+      segments, window, softcap: whether it honours them (see `Request`).
     """
 
     name: str
@@ -74,7 +75,6 @@ class Backend:
     segments: bool = False
     window: bool = False
     softcap: bool = False
-    cache: bool = False
 
     def refusal(self, request: Request, device: Device) -> tuple[str, str] | None:
         """Why it cannot do what is asked, and what to set instead; None if it can."""
@@ -105,6 +105,4 @@ class Backend:
                 f"it has no soft-cap (model.attention_softcap={request.softcap})",
                 "model.attention_softcap=0, if the checkpoint was trained so",
             )
-        if request.cache and not self.cache:
-            return "it cannot read a cache", ""
         return None

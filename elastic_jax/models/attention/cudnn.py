@@ -19,6 +19,7 @@ def attend(
     *,
     window: int = 0,
     softcap: float = 0.0,
+    scale: float = 0.0,
 ) -> jax.Array:
     """Attention within whole rows; `softcap` must be 0.
 
@@ -40,6 +41,7 @@ def attend(
         k_bskh,
         v_bskh,
         mask=mask,
+        scale=scale or None,
         is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",

@@ -29,23 +29,26 @@ def attend(
     *,
     window: int = 0,
     softcap: float = 0.0,
+    scale: float = 0.0,
     backend: str = "auto",
 ) -> jax.Array:
     """Softmax attention of queries [b, t, k, g, h] on keys and values [b, s, k, h]: [b, t, k, g, h].
 
-    The backend is chosen while the call is traced, for the device of the mesh in use. Reading a cache is always done by the
-    reference: a pass over one token is bound by memory, and no other backend declares it.
+    The backend is chosen while the call is traced, for the device of the mesh in use. Caches are read by `attend_cache`.
 
     Args:
       window: keys further back than this are not looked at; 0 for all. It may differ from layer to layer.
+      scale: scores are multiplied by it; 0 for h ** -0.5.
       backend: "auto" or one of `BACKENDS`.
 
     Raises:
       UserError: the backend was named and cannot do what is asked, or failed its self-test on this device.
-      ValueError: segments together with a cache, whose keys carry none.
+      ValueError: a view of a cache.
     """
-    if view.segments_bt is not None and view.start is not None:
-        raise ValueError("segments_bt cannot be used with caches: the keys of a cache belong to no document.")
+    if view.start is not None:
+        raise ValueError("The view is that of a cache, which attend_cache reads.")
+    if window >= q_btkgh.shape[1]:
+        window = 0  # it reaches over the whole row: the programs of rows without a window are simpler
     request = Request(
         dtype=str(q_btkgh.dtype),
         head_dim=q_btkgh.shape[-1],
@@ -53,10 +56,10 @@ def attend(
         segments=view.segments_bt is not None,
         window=window,
         softcap=softcap,
-        cache=view.start is not None,
+        scale=scale,
     )
-    name = "reference" if request.cache else choose(backend, request, current_device())
-    return BACKENDS[name].attend(q_btkgh, k_bskh, v_bskh, view, window=window, softcap=softcap)
+    name = choose(backend, request, current_device())
+    return BACKENDS[name].attend(q_btkgh, k_bskh, v_bskh, view, window=window, softcap=softcap, scale=scale)
 
 
 def choose(name: str, request: Request, device: Device) -> str:
@@ -125,6 +128,7 @@ def _announce(backend: Backend, request: Request, device: Device) -> None:
     asked += ["packed rows"] if request.segments else []
     asked += [f"window {request.window}"] if request.window else []
     asked += [f"soft-cap {request.softcap}"] if request.softcap else []
+    asked += [f"scale {request.scale:g}"] if request.scale else []
     proof = "the reference itself" if backend.name == "reference" else "passed its self-test"
     if not device.here:
         proof = "not tested: this machine has no such device"

@@ -30,24 +30,25 @@ def attend(
     *,
     window: int = 0,
     softcap: float = 0.0,
+    scale: float = 0.0,
 ) -> jax.Array:
-    """Softmax attention over a dense mask: any platform, any shape, caches. [b, t, k, g, h].
+    """Softmax attention over a dense mask: any platform, any shape. [b, t, k, g, h].
 
-    Without a cache the queries are taken in blocks, each with the keys that some query of it may look at: half of the products
+    The queries are taken in blocks, each with the keys that some query of it may look at: half of the products
     that a mask would throw away are never formed.
     """
     t, s = q_btkgh.shape[1], k_bskh.shape[1]
-    spans = [((0, t), (0, s))]
-    if view.start is None:
-        spans = [((first, last), (max(0, first - window + 1) if window else 0, last)) for first, last in _blocks(t)]
-    return remat.named(_attend(q_btkgh, k_bskh, v_bskh, view.mask(t, s, window), softcap, spans), remat.CONTEXT)
+    spans = [((first, last), (max(0, first - window + 1) if window else 0, last)) for first, last in _blocks(t)]
+    scale = scale or q_btkgh.shape[-1] ** -0.5
+    return remat.named(_attend(q_btkgh, k_bskh, v_bskh, view.mask(t, s, window), softcap, scale, spans), remat.CONTEXT)
 
 
 def attend_masked(
     q_btkgh: jax.Array, k_bskh: jax.Array, v_bskh: jax.Array, mask_bts: jax.Array, softcap: float = 0.0
 ) -> jax.Array:
     """Softmax attention where `mask` [b or 1, t, s] is True, whatever the mask, in one block."""
-    return _attend(q_btkgh, k_bskh, v_bskh, mask_bts, softcap, [((0, q_btkgh.shape[1]), (0, k_bskh.shape[1]))])
+    scale = q_btkgh.shape[-1] ** -0.5
+    return _attend(q_btkgh, k_bskh, v_bskh, mask_bts, softcap, scale, [((0, q_btkgh.shape[1]), (0, k_bskh.shape[1]))])
 
 
 def _blocks(length: int) -> list[Span]:
@@ -61,6 +62,7 @@ def _attend(
     v_bskh: jax.Array,
     mask_bts: jax.Array,
     softcap: float,
+    scale: float,
     spans: list[tuple[Span, Span]],
 ) -> jax.Array:
     """Scores and softmax in float32, and the division comes after the product with the values.
@@ -72,7 +74,7 @@ def _attend(
       spans: of queries, and of the keys that they may look at: first and last + 1 of each.
     """
     b, _, k, g, h = q_btkgh.shape
-    q_bkgth = jnp.transpose(q_btkgh * h**-0.5, (0, 2, 3, 1, 4))
+    q_bkgth = jnp.transpose(q_btkgh * scale, (0, 2, 3, 1, 4))
     k_bksh, v_bksh = jnp.transpose(k_bskh, (0, 2, 1, 3)), jnp.transpose(v_bskh, (0, 2, 1, 3))
     parts = []
     for (first, last), (oldest, newest) in spans:
@@ -124,4 +126,4 @@ def _core_backward(softcap: float, saved: Any, grad_bknh: jax.Array) -> tuple[ja
 _core.defvjp(_core_forward, _core_backward)
 
 
-BACKEND = Backend(name="reference", attend=attend, segments=True, window=True, softcap=True, cache=True)
+BACKEND = Backend(name="reference", attend=attend, segments=True, window=True, softcap=True)

@@ -69,7 +69,7 @@ def compare(backend: Backend, request: Request) -> str:
 
     def outputs(attend, q, k, v, weight):
         def total(q, k, v):
-            out = attend(q, k, v, view, window=window, softcap=request.softcap)
+            out = attend(q, k, v, view, window=window, softcap=request.softcap, scale=request.scale)
             return jnp.sum(out.astype(jnp.float32) * weight), out
 
         grads, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)

@@ -27,6 +27,7 @@ def attend(
     *,
     window: int = 0,
     softcap: float = 0.0,
+    scale: float = 0.0,
     interpret: bool = False,
 ) -> jax.Array:
     """Attention within whole rows. A length that is not a multiple of 128 is padded at its end, where no query looks.
@@ -42,7 +43,7 @@ def attend(
     b, t, k, g, h = q_btkgh.shape
     length = -(-t // LANES) * LANES
     block = next(block for block in BLOCKS if length % block == 0)
-    q_bnth = jnp.transpose(q_btkgh.reshape(b, t, k * g, h) * h**-0.5, (0, 2, 1, 3))
+    q_bnth = jnp.transpose(q_btkgh.reshape(b, t, k * g, h) * (scale or h**-0.5), (0, 2, 1, 3))
     k_bkth, v_bkth = (jnp.transpose(x, (0, 2, 1, 3)) for x in (k_bskh, v_bskh))
     rows = [jnp.pad(x, ((0, 0), (0, 0), (0, length - t), (0, 0))) for x in (q_bnth, k_bkth, v_bkth)]
     if view.segments_bt is not None:

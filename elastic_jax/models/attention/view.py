@@ -21,16 +21,21 @@ class View:
     Attributes:
       segments_bt: the document of each token of a packed row, 0 for padding; tokens see their own document, padding sees
         padding. None: every row is one document.
-      start: number of keys that a cache held before these queries; None: no cache, the keys are those of the queries.
+      start: number of keys that a cache held before these queries; None: the keys are those of the queries.
+      first_b: the first key of each row in a cache, what lies before it being padding; None: rows begin with the cache.
     """
 
     segments_bt: Int[Array, "b t"] | None = None
     start: Int[Array, ""] | None = None
+    first_b: Int[Array, " b"] | None = None
 
     def mask(self, queries: int, keys: int, window: int = 0) -> Bool[Array, "#b t s"]:
         """The dense mask: True where a query may look."""
         start = 0 if self.start is None else self.start
-        return causal_mask(start + jnp.arange(queries), jnp.arange(keys), self.segments_bt, window)
+        mask = causal_mask(start + jnp.arange(queries), jnp.arange(keys), self.segments_bt, window)
+        if self.first_b is not None:
+            mask = mask & (jnp.arange(keys)[None, None, :] >= self.first_b[:, None, None])
+        return mask
 
 
 def causal_mask(

@@ -1,4 +1,4 @@
-"""How likely is it that a text shows the behaviour the model was aligned to?"""
+"""How likely is it that a text shows the behaviour the model was aligned to, judged by its words?"""
 
 import io
 import json
@@ -6,12 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from elastic_jax.data.files import digest_of, sha256_of_file, write_bytes
-from elastic_jax.data.universe import Universe
 from elastic_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -21,44 +20,15 @@ _REGULARISATION = 8.0  # C of the logistic regression
 _FORMAT = 1
 
 
-@runtime_checkable
-class Scorer(Protocol):
-    """What a study asks of a scorer: a name for the report, and probabilities.
-
-    `digest` is part of the identity of the study's data.
-    """
-
-    name: str
-    digest: str
-
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """P(aligned behaviour | text) for every prompt and its answer, float64 [n] in [0, 1]."""
-        ...
-
-
-class PosteriorScorer:
-    """The Bayes posterior of the embedded universe: exact, and the best that any scorer can do.
-
-    See `elastic_jax.data.universe.Universe.posterior` for the formula and for texts outside the language.
-    """
-
-    def __init__(self, universe: Universe, latent: str):
-        """`latent`: "sentiment" (aligned is positive) or "refusal" (aligned is to refuse)."""
-        self._universe, self.latent = universe, latent
-        self.name = f"exact posterior of {latent}"
-        self.digest = digest_of(["posterior", universe.digest, latent])
-
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """P(positive | text) or P(refuse | text), float64 [n]."""
-        texts = [f"{prompt} {answer}".strip() for prompt, answer in zip(prompts, answers, strict=True)]
-        return self._universe.posterior(texts, self.latent)
-
-
 class ClassifierScorer:
     """Logistic regression on TF-IDF of words and pairs of words.
 
     Deterministic: the same texts in the same order give the same scores. Stored as numbers and JSON.
     """
+
+    unit = "probability"
+    low: float | None = 0.0
+    high: float | None = 1.0
 
     def __init__(self, meta: dict[str, Any], terms: Sequence[str], idf: np.ndarray, weights: np.ndarray):
         """For `fit` and `load`: `weights` [terms + 1], the last one the intercept."""
@@ -149,27 +119,6 @@ class ClassifierScorer:
         except (OSError, ValueError, KeyError) as error:
             _log.warning("The scorer in %s is damaged (%s) and will be fitted again.", folder, error)
             return None
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Share of rows on the right side of 0.5, its standard error, and the area under the ROC curve.
-
-    The standard error is sqrt(a (1 - a) / n). The area is P(score of an aligned row > score of an opposite
-    one), ties counted half (Mann and Whitney 1947).
-
-    >>> accuracy(np.array([0.9, 0.2, 0.6, 0.4]), np.array([True, False, False, True]))[0]
-    0.5
-    """
-    labels = np.asarray(labels, bool)
-    right = float(np.mean((scores > 0.5) == labels))
-    error = float(np.sqrt(right * (1 - right) / len(labels)))
-    _, places, ties = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(ties) - (ties - 1) / 2)[places]
-    positive, negative = int(labels.sum()), int((~labels).sum())
-    if not positive or not negative:
-        return right, error, float("nan")
-    area = (ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative)
-    return right, error, float(area)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

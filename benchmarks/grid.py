@@ -1,0 +1,257 @@
+"""How long does the paper's rebound grid take, as one study and as one transformers Trainer process per cell?
+
+usage: python benchmarks/grid.py [--size=300k] [--quick]
+needs: pip install -e ".[bench]"   (torch, transformers and accelerate; without them only our own time is taken)
+
+4 alignment volumes x 6 perturbation volumes (0 included) from one pre-trained model, one seed: every cell is trained, sampled from and
+scored. Pre-training is done once, for both, and not timed; both start from the same weights and train on the same rows, with the same
+batch, optimiser and learning rate, for the same numbers of updates, and draw the same number of samples of the same length, scored by
+the same exact posterior. Ours is the command line from a cold compilation cache. The other is what the paper's scripts do: a process
+for each alignment volume that trains and saves, then a process for each cell that loads it, trains on, samples and scores.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+ALIGN = (256, 512, 1024, 2048)
+PERTURB = (0, 16, 32, 64, 128, 256)
+BATCH, LR, SAMPLES = 16, 3e-4, 256
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--size", default="300k")
+    parser.add_argument("--cell", help="used by the script itself")
+    args = parser.parse_args()
+    if args.cell:
+        print(json.dumps(cell(json.loads(args.cell))), flush=True)
+        return
+    align, perturb, size, tokens = ALIGN, PERTURB, args.size, 640 * 64 * 32
+    if args.quick:
+        align, perturb, size, tokens = (32,), (0, 16), "50k", 20 * 64 * 32
+    peers = all(common.package_version(name) for name in ("torch", "transformers", "accelerate"))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [ours(Path(folder), align, perturb, size, tokens)]
+        if peers:
+            rows.append(theirs(Path(folder), align, perturb))
+            rows[0]["ratio"] = rows[1]["seconds"] / rows[0]["seconds"]
+    common.report(
+        "grid",
+        "The rebound grid as one study and as one Trainer process per cell",
+        dict(
+            program="program",
+            params="parameters",
+            cells="cells",
+            updates="updates",
+            processes="processes",
+            seconds="wall time (s)",
+            ratio="times as fast",
+            corner="score at the first and the last cell",
+        ),
+        rows,
+        notes=[
+            f"Alignment volumes {align}, perturbation volumes {perturb}, batch {BATCH}, AdamW at a constant {LR:g}, one seed, "
+            f"{SAMPLES} samples a cell. Pre-training is not timed.",
+            "elastic_jax trains each column once and records its cells on the way, measures at every power of two of the updates, and "
+            "besides scores also takes likelihoods and KL to base on three held-out sets, and writes table and report: more than is "
+            "asked of the other.",
+        ],
+        out=args.out,
+    )
+
+
+def ours(folder: Path, align: tuple, perturb: tuple, size: str, tokens: int) -> dict[str, Any]:
+    workdir = folder / "study"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "elastic_jax.run",
+            f"--config={common.RESULTS.parents[1] / 'configs' / 'quickstart.py'}",
+        ),
+        *(f"--workdir={workdir}", "--config.seeds=0", f"--config.model.size={size}", "--config.perturb.control=false"),
+        *(f"--config.align.volumes={','.join(map(str, align))},", f"--config.pretrain.tokens={tokens}"),
+        *(
+            f"--config.perturb.volumes={','.join(str(v) for v in perturb if v)},",
+            f"--config.measures.samples={SAMPLES}",
+        ),
+        *(f"--config.align.batch_size={BATCH}", f"--config.perturb.batch_size={BATCH}"),
+        *(f"--config.align.optim.lr={LR}", f"--config.perturb.optim.lr={LR}"),
+    ]
+    _run([*command, "--stage=pretrain"], folder / "warm")
+    began = time.perf_counter()
+    _run(command, folder / "cold")
+    seconds = time.perf_counter() - began
+    from elastic_jax.analysis import table
+
+    rows = table.load(workdir / "measures.parquet").rows
+    scores = rows[(rows.measure == "score") & (rows.stage == "perturb")]
+
+    def score(volume: int, examples: int) -> float:
+        return float(scores[(scores.align_volume == volume) & (scores.examples == examples)].value.iloc[0])
+
+    updates = (max(align) + len(align) * max(perturb)) // BATCH
+    return dict(
+        program="elastic_jax",
+        params=int(rows.params.max()),
+        cells=len(align) * len(perturb),
+        updates=updates,
+        processes=1,
+        seconds=seconds,
+        corner=f"{score(align[0], 0):.3f}, {score(align[-1], perturb[-1]):.3f}",
+    )
+
+
+def _run(command: list[str], cache: Path) -> None:
+    environ = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(cache))
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def theirs(folder: Path, align: tuple, perturb: tuple) -> dict[str, Any]:
+    params = write_base(folder)
+    cells: dict[tuple[int, int], dict[str, Any]] = {}
+    began = time.perf_counter()
+    for volume in align:
+        aligned = folder / f"aligned-{volume}"
+        _cell(folder, model=str(folder / "base"), role="align", rows=volume, save=str(aligned), score=False)
+        for examples in perturb:
+            cells[volume, examples] = _cell(
+                folder, model=str(aligned), role="perturb", rows=examples, save="", score=True
+            )
+    seconds = time.perf_counter() - began
+    first, last = cells[align[0], 0], cells[align[-1], perturb[-1]]
+    return dict(
+        program="transformers Trainer",
+        params=params,
+        cells=len(cells),
+        updates=(sum(align) + len(align) * sum(perturb)) // BATCH,
+        processes=len(align) + len(cells),
+        seconds=seconds,
+        corner=f"{first['score']:.3f}, {last['score']:.3f}",
+    )
+
+
+def _cell(folder: Path, **spec: Any) -> dict[str, Any]:
+    given = json.dumps(dict(spec, folder=str(folder)))
+    done = subprocess.run([sys.executable, __file__, f"--cell={given}"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"cell {given} ended with code {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def write_base(folder: Path) -> int:
+    """The pre-trained model as transformers reads it, its rows and its prompts; returns the number of parameters."""
+    import jax
+    from safetensors.numpy import save_file
+
+    import elastic_jax as ej
+    from elastic_jax.models import families
+
+    entry = json.loads((folder / "study" / "study.json").read_text())["studies"]["quickstart"]
+    study = ej.open_study(_config_of(entry["config"]), folder / "study")
+    run = study.runs[0]
+    params = jax.device_get(study.params_at(run, run.updates))
+    c = study.model.config
+    family = families.family_for(c)
+
+    def leaf(path: tuple[str, ...]) -> np.ndarray:
+        node: Any = params
+        for name in path:
+            node = node[name]
+        return np.asarray(node)
+
+    tensors = {p.name: np.ascontiguousarray(p.from_ours(leaf(p.path))) for p in family.pieces(c)}
+    (folder / "base").mkdir()
+    save_file(tensors, str(folder / "base" / "model.safetensors"), metadata={"format": "pt"})
+    described = family.hf_config(c) | dict(
+        architectures=[family.architecture], eos_token_id=1, pad_token_id=0, bos_token_id=1
+    )
+    (folder / "base" / "config.json").write_text(json.dumps(described))
+    rows = {f"{role}_{name}": a for role in ("align", "perturb") for name, a in study.data.train[role].arrays().items()}
+    np.savez(folder / "rows.npz", **rows, prompts=study.data.prompts)
+    return study.model.size
+
+
+def _config_of(plain: dict[str, Any]) -> Any:
+    """The config that a study was recorded with."""
+    import elastic_jax as ej
+
+    config = ej.default()
+    config.update(plain)
+    return config
+
+
+def cell(spec: dict[str, Any]) -> dict[str, Any]:
+    """One process of the other program: load, train on the first rows, save or sample and score."""
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    folder = Path(spec["folder"])
+    model = AutoModelForCausalLM.from_pretrained(spec["model"])
+    with np.load(folder / "rows.npz") as stored:
+        tokens, mask = stored[f"{spec['role']}_tokens"], stored[f"{spec['role']}_mask"]
+        prompts = stored["prompts"]
+    if spec["rows"]:
+        # The mask is of the targets, one place to the left of the labels.
+        wanted = np.concatenate([np.zeros_like(mask[:, :1]), mask], axis=1).astype(bool)
+        labels = np.where(wanted, tokens, -100)
+        examples = [
+            dict(input_ids=torch.from_numpy(t).long(), labels=torch.from_numpy(label).long())
+            for t, label in zip(tokens[: spec["rows"]], labels[: spec["rows"]], strict=True)
+        ]
+        settings = TrainingArguments(
+            output_dir=str(folder / "trainer"),
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=0,
+        )
+        Trainer(model=model, args=settings, train_dataset=examples).train()  # type: ignore[arg-type]
+    if spec["save"]:
+        model.save_pretrained(spec["save"])
+    if not spec["score"]:
+        return {}
+    from elastic_jax.data.universe import Universe
+    from elastic_jax.measures.scorers import PosteriorScorer
+
+    universe = Universe()
+    tokenizer = universe.tokenizer()
+    prompts = prompts[np.arange(SAMPLES) % len(prompts)]
+    model.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        out = model.generate(
+            torch.from_numpy(prompts).long(),
+            attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            max_new_tokens=33 - prompts.shape[1],
+            pad_token_id=0,
+            eos_token_id=1,
+        ).numpy()
+    asked, written = tokenizer.decode(prompts.tolist()), tokenizer.decode(out[:, prompts.shape[1] :].tolist())
+    return dict(score=float(np.mean(PosteriorScorer(universe, "sentiment").score(asked, written))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What a volume means when it does not fill its batches: drop, flush or pad (not in arXiv 2406.06144, and needed to read its figures).
+
+In every curve of the paper the scores after 100 and 200 perturbing examples are equal, and with its released settings for safety 100
+and 200 examples fill no batch: frameworks that drop what is left over then make no update at all. Here the same volumes, 25 to 2,000, in
+batches of 64 are trained in three ways, from one alignment and from base: `drop` (what is left over is not trained on; 25 and 50 are the
+model before, and 100 is 64), `flush` (one more update on what is left, normalised by its own tokens), `pad` (the same update normalised as
+a full batch). Where `drop` has a flat start that the others do not have, the flat start is the batch's and not the model's.
+
+    python -m elastic_jax.run --config=configs/batch_semantics.py --workdir=runs/batch
+
+Arguments after the colon: `task=refusal`, `tiny`.
+"""
+
+from elastic_jax import config
+
+
+def get_config(argument: str = ""):
+    chosen = config.parse_argument(argument, "tiny", task="sentiment")
+    c = config.default(config.universe_data())
+    c.name = "batch_semantics" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
+    c.seeds = (0, 1, 2)
+    c.data.task = chosen.task
+    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
+    c.model.size = "50k"
+    c.pretrain.tokens = 640 * 64 * 32
+    c.align.volumes = (2048,)
+    c.perturb.batch_size = 64
+    c.perturb.volumes = (25, 50, 100, 200, 500, 1000, 2000)
+    c.perturb.optim.lr = 1e-3  # four times the rows of the other configs, and a quarter of the updates
+    if chosen.tiny:
+        c.name += "_tiny"
+        c.seeds = (0, 1)
+        c.data.pretrain.rows = 1600
+        c.data.heldout.rows = 32
+        c.data.prompts.rows = 16
+        c.data.align.rows = c.data.perturb.rows = 128
+        c.pretrain.tokens = 50 * 32 * 32
+        c.pretrain.batch_size = 32
+        c.align.volumes = (128,)
+        c.perturb.batch_size = 16
+        c.perturb.volumes = (6, 12, 25, 50)
+        c.measures.samples = 16
+    for how in ("drop", "flush", "pad"):
+        c.variants[how] = dict(perturb=dict(last_batch=how))
+    return c

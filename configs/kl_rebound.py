@@ -1,0 +1,46 @@
+"""Table 3 of arXiv 2406.06144 on the embedded universe: how far alignment goes from base in KL, and when perturbation has come back.
+
+The paper gives (a) the KL between the model aligned on 1,000 to 10,000 safe examples and the base and (b) the unsafe examples until it is
+below eps = 0.01, without direction, prompts or unit, and to three digits where an update takes at least 32 examples. Here the base's texts
+are held out, the KL is exact on each of their tokens, in both directions and in nats per token (the report gives the tokens of a text), and
+is recorded at two points for each doubling of the updates, between which the crossing of eps is interpolated. An eps that the record does not reach is marked as censored, with the
+smallest KL on the way beside it: a path may pass the base at a distance.
+
+    python -m elastic_jax.run --config=configs/kl_rebound.py --workdir=runs/kl
+
+Arguments after the colon: `task=refusal`, `tiny`. The report draws the paper's numbers beside.
+"""
+
+from elastic_jax import config
+
+
+def get_config(argument: str = ""):
+    chosen = config.parse_argument(argument, "tiny", task="sentiment")
+    c = config.default(config.universe_data())
+    c.name = "kl_rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
+    c.published = "table 3"
+    c.seeds = (0, 1, 2)
+    c.data.task = chosen.task
+    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
+    c.data.heldout.rows = 1024
+    c.model.size = "50k"
+    c.pretrain.tokens = 640 * 64 * 32
+    c.align.volumes = (512, 1024, 2048, 4096)
+    c.perturb.volumes = (1024,)
+    # Two points for each doubling and small steps: half of the paper's eps is a few updates wide at the larger default rate.
+    c.perturb.optim.lr = 1e-4
+    c.measures.per_octave = 2
+    c.measures.kl_eps = 0.01
+    if chosen.tiny:
+        c.name += "_tiny"
+        c.seeds = (0, 1)
+        c.data.pretrain.rows = 1600
+        c.data.heldout.rows = 32
+        c.data.prompts.rows = 16
+        c.data.align.rows = c.data.perturb.rows = 128
+        c.pretrain.tokens = 50 * 32 * 32
+        c.pretrain.batch_size = 32
+        c.align.volumes = (32, 128)
+        c.perturb.volumes = (64,)
+        c.measures.samples = 16
+    return c

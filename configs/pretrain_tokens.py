@@ -1,0 +1,55 @@
+"""Figure 6 of arXiv 2406.06144 on the embedded universe: rebound against the volume of pre-training, each with a schedule of its own.
+
+One model of 68k parameters pre-trained on 0.2, 0.3, 0.7, 1.3 and 2.6 million tokens of one stream of texts, none of which is read twice.
+The paper's volumes are intermediate checkpoints of one run, which lie at different points of one decaying schedule: their learning rate
+differs as well as their tokens. Here every volume has a cosine of its own that has decayed at its end. `intermediate` leaves the rate of
+pre-training constant after its warm-up, so that the volumes are points of one undecayed run, and adds the largest with a decayed one:
+what differs between the two forms is the schedule's doing.
+
+    python -m elastic_jax.run --config=configs/pretrain_tokens.py --workdir=runs/tokens
+    python -m elastic_jax.run --config=configs/pretrain_tokens.py:intermediate --workdir=runs/tokens
+
+Arguments after the colon: `intermediate`, `task=refusal`, `tiny`. The report draws the paper's curves beside, and fits half-life and
+crossing against tokens. configs/pretrain_volume.py does the same on published checkpoints.
+"""
+
+from elastic_jax import config
+
+UPDATES = (80, 160, 320, 640, 1280)
+
+
+def get_config(argument: str = ""):
+    chosen = config.parse_argument(argument, "tiny", "intermediate", task="sentiment")
+    c = config.default(config.universe_data())
+    c.name = "pretrain_tokens" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
+    c.name += "_intermediate" if chosen.intermediate else ""
+    c.published = "figure 6"
+    c.seeds = (0, 1, 2)
+    c.data.task = chosen.task
+    c.data.pretrain.rows = 82_000  # for all volumes: the shorter read the first of them
+    c.model.size = "50k"
+    c.align.volumes = (512, 2048)
+    c.perturb.volumes = (16, 64, 256, 1024)
+    volumes = UPDATES
+    if chosen.tiny:
+        c.name += "_tiny"
+        c.seeds = (0, 1)
+        c.data.pretrain.rows = 1600
+        c.data.heldout.rows = 32
+        c.data.prompts.rows = 16
+        c.data.align.rows = c.data.perturb.rows = 128
+        c.pretrain.batch_size = 32
+        c.align.volumes = (32, 128)
+        c.perturb.volumes = (16, 64)
+        c.measures.samples = 16
+        volumes = (25, 50)
+    per_update = c.pretrain.batch_size * c.data.seq_len
+    for updates in volumes:  # names in the order of their volumes: a constant run is then extended by the next one
+        fields = dict(tokens=updates * per_update)
+        if chosen.intermediate:
+            fields["optim"] = dict(schedule="constant", final=0.0)
+        c.variants[f"{updates * per_update // 1000:04d}k"] = dict(pretrain=fields)
+    if chosen.intermediate:
+        c.variants[f"{volumes[-1] * per_update // 1000:04d}k-decayed"] = dict(pretrain=dict(tokens=volumes[-1] * per_update))
+    c.pretrain.tokens = volumes[-1] * per_update
+    return c

@@ -1,0 +1,44 @@
+"""Figure 4 of arXiv 2406.06144 on the embedded universe: positive x negative volumes, with the controls that it lacks.
+
+Pre-trains a 68k-parameter transformer, aligns it on 512 to 8,192 positive reviews, and trains each of the four on up to 4,096 negative ones:
+the paper's 4 x 6 grid, here in the powers of two that a batch of 16 divides. Beyond the paper: three seeds, everything recorded along the
+path (1, 2, 4, ... updates) instead of at volumes chosen beforehand, the same perturbation straight from base (a model that was never
+aligned has nothing to rebound from), and on the same path the KL to base and to the perturbing distribution, which tell a return to the base
+from learning the new task.
+
+    python -m elastic_jax.run --config=configs/rebound.py --workdir=runs/rebound
+    python -m elastic_jax.run --config=configs/rebound.py:reversed --workdir=runs/rebound
+
+Arguments after the colon: `reversed` (the paper's appendix: aligned on negative, perturbed with positive reviews; the score is then of
+negative texts), `task=refusal` (dialogues), `tiny`. The report draws the paper's curves beside. configs/rebound_published.py does the same on
+published models.
+"""
+
+from elastic_jax import config
+
+
+def get_config(argument: str = ""):
+    chosen = config.parse_argument(argument, "tiny", "reversed", task="sentiment")
+    c = config.default(config.universe_data())
+    c.name = "rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}") + ("_reversed" if chosen.reversed else "")
+    c.published = "figure 4"
+    c.seeds = (0, 1, 2)
+    c.data.task = chosen.task + ("_reversed" if chosen.reversed else "")
+    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
+    c.model.size = "50k"
+    c.pretrain.tokens = 640 * 64 * 32
+    c.align.volumes = (512, 1024, 2048, 8192)
+    c.perturb.volumes = (16, 64, 256, 512, 1024, 4096)
+    if chosen.tiny:
+        c.name += "_tiny"
+        c.seeds = (0, 1)
+        c.data.pretrain.rows = 1600
+        c.data.heldout.rows = 32
+        c.data.prompts.rows = 16
+        c.data.align.rows = c.data.perturb.rows = 128
+        c.pretrain.tokens = 50 * 32 * 32
+        c.pretrain.batch_size = 32
+        c.align.volumes = (32, 128)
+        c.perturb.volumes = (16, 64)
+        c.measures.samples = 16
+    return c

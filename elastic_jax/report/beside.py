@@ -1,0 +1,192 @@
+"""What did the paper print where this study measured?
+
+A config names the item that it answers (`published`), and the report draws both beside one another: ours with its seeds, the paper's as
+read off its pictures, in every version that differs (`elastic_jax.published`). The scores have other scorers and other units, so that
+shapes can be compared and levels cannot.
+"""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from elastic_jax import published
+from elastic_jax.analysis import rebound, table
+from elastic_jax.analysis.table import Frame
+from elastic_jax.report import figures, style
+from elastic_jax.report.figures import Drawing
+from elastic_jax.report.findings import Findings
+
+FIGURES = ("figure 4", "figure 5", "figure 6")
+_UNITS = {"IMDb": "P(positive), IMDb", "BeaverTails": "average safe score"}
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+
+
+def item_of(found: Findings) -> str:
+    """The published item that the study's config names; "" for none."""
+    config = found.study.info.get("config") or {}
+    configs = config.get("variants") if "data" not in config else None
+    return str((next(iter(configs.values())) if configs else config).get("published") or "")
+
+
+def published_curves(found: Findings) -> Drawing | None:
+    """Figures 4, 5 and 6: score against perturbation."""
+    item = item_of(found)
+    ours = found.curves("score", "samples")
+    if item not in FIGURES or ours.empty:
+        return None
+    return _grid(found, ours) if item == "figure 4" else _means(found, ours, item)
+
+
+def _grid(found: Findings, ours: Frame) -> Drawing:
+    """One line per alignment volume, as Figure 4."""
+    theirs = _both_versions("figure 4")
+    panels = [(m, d) for d in _UNITS for m in sorted(set(theirs.model))]
+    figure, axes = style.grid(3, 2, height=2.6, right=0.75)
+    left = ours[(ours.panel == found.panel_names(ours)[0])]
+    labels = figures._lines(axes[0, 0], left, "examples", found)
+    style.log_axis(axes[0, 0], list(left.examples), "perturbation (examples)")
+    figures._score_axis(axes[0, 0])
+    axes[0, 0].set_title("this study", loc="left", color=style.INK)
+    style.end_labels(axes[0, 0], labels if len(labels) <= 6 else [])
+    axes[0, 1].axis("off")
+    _legend(axes[0, 1], [_line("-", "ACL version"), _line(":", "May 2024, where it differs"), _base()])
+    for axis, (model, data) in zip(axes[1:].T.ravel(), panels, strict=True):
+        own = theirs[(theirs.model == model) & (theirs.data == data)]
+        volumes = sorted((v for v in set(own.align_volume) if v != "0"), key=int)
+        for i, volume in enumerate(volumes):
+            for version, style_ in (("2024-05", ":"), ("ACL", "-")):
+                part = own[(own.align_volume == volume) & own.versions.str.contains(version)].sort_values(
+                    "perturb_volume"
+                )
+                differs = not part.versions.str.contains("and").all()
+                if version == "ACL" or differs:
+                    _marked(axis, part, _COLOURS[i], style_, volume if style_ == "-" else "")
+        _published_axis(axis, own, f"{model}, {data} (paper)", data)
+    caption = (
+        "Left above: mean over seeds with bands as before. Below: Ji et al., Figure 4, read off the pictures (error 0.02 on IMDb, 0.15 on "
+        "safety; hollow: covered by another marker), one line per alignment volume. The paper gives one seed and no intervals. Its values "
+        "at 100 and 200 examples are equal in every curve."
+    )
+    return Drawing("published_curves", "Beside Figure 4 of the paper", caption, figure, theirs)
+
+
+def _means(found: Findings, ours: Frame, item: str) -> Drawing:
+    """Mean over the alignment volumes with its standard deviation over them, one line per model, as Figures 5 and 6."""
+    theirs = _both_versions(item)
+    theirs = theirs[theirs.align_volume.isin(["mean", "0"])]
+    aligned = ours[ours.arm != "control"]
+    volumes = aligned.groupby(["model", "examples"])["mean"]
+    mean = volumes.agg(["mean", "std", "count"]).reset_index()
+    figure, axes = style.grid(1, 3, height=3.0, right=0.3, gap=0.75)
+    names = [m.name for m in found.study.models if (mean.model == m.name).any()]
+    handles = []
+    for i, name in enumerate(names):
+        part, colour = mean[mean.model == name], _COLOURS[i % len(_COLOURS)]
+        axes[0, 0].plot(part.examples, part["mean"], color=colour, marker="o")
+        spread = part["std"].fillna(0)
+        axes[0, 0].fill_between(
+            part.examples, part["mean"] - spread, part["mean"] + spread, color=colour, alpha=0.12, linewidth=0
+        )
+        axes[0, 0].axhline(ours[ours.model == name].base.mean(), color=colour, linestyle=(0, (5, 3)), linewidth=0.9)
+        handles.append(Line2D([], [], color=colour, marker="o", label=name))
+    style.log_axis(axes[0, 0], list(mean.examples), "perturbation (examples)")
+    figures._score_axis(axes[0, 0])
+    axes[0, 0].set_title("this study", loc="left", color=style.INK)
+    axes[0, 0].legend(handles=handles, frameon=False, loc="best")
+    for axis, data in zip(axes[0, 1:], _UNITS, strict=True):
+        own = theirs[theirs.data == data]
+        for i, model in enumerate(sorted(set(own.model))):
+            part = own[(own.model == model) & (own.align_volume == "mean")].sort_values("perturb_volume")
+            _marked(axis, part, _COLOURS[i], "-", model)
+        _published_axis(axis, own, f"{data} (paper)", data)
+        axis.legend(frameon=False, loc="lower left", fontsize=7)
+    caption = (
+        f"Mean over the alignment volumes; band: standard deviation over them, as in the paper (of ours: of the means over seeds). Dashed: "
+        f"base. Right: Ji et al., {item.capitalize()}, ACL version, read off the pictures (hollow: covered by another marker)."
+    )
+    return Drawing("published_curves", f"Beside {item.capitalize()} of the paper", caption, figure, mean)
+
+
+def _both_versions(item: str) -> Frame:
+    """The rows of both versions, each once, with `versions` saying which have it."""
+    frames = [published.rebound(version) for version in published.VERSIONS]
+    rows = table.stack(frames).drop_duplicates().rename(columns={"version": "versions"})
+    return rows[rows["item"] == item]
+
+
+def _marked(axis: Axes, part: Frame, colour: str, line: str, label: str) -> None:
+    axis.plot(part.perturb_volume, part.score, color=colour, linestyle=line, linewidth=1.3, label=label or None)
+    for covered, fill in (("no", colour), ("yes", "none")):
+        own = part[part.covered == covered]
+        axis.plot(own.perturb_volume, own.score, color=colour, marker="o", markerfacecolor=fill, linestyle="none")
+
+
+def _published_axis(axis: Axes, own: Frame, title: str, data: str) -> None:
+    for version, line in (("2024-05", ":"), ("ACL", (0, (5, 3)))):
+        base = own[(own.align_volume == "0") & own.versions.str.contains(version)].score
+        for value in sorted(set(base)):
+            axis.axhline(value, color=style.INK, linestyle=line, linewidth=0.9, zorder=1)
+    style.log_axis(axis, list(own.perturb_volume), "perturbation (examples)")
+    axis.set_ylabel(_UNITS[data])
+    axis.set_title(title, loc="left", color=style.INK)
+
+
+def _line(line: Any, label: str) -> Line2D:
+    return Line2D([], [], color=style.MUTED, linestyle=line, label=label)
+
+
+def _base() -> Line2D:
+    return Line2D([], [], color=style.INK, linestyle=(0, (5, 3)), linewidth=0.9, label="base (dotted: May 2024)")
+
+
+def _legend(axis: Axes, fixed: list[Line2D]) -> None:
+    volumes = ("1000", "2000", "5000", "10000")
+    lines = [
+        Line2D([], [], color=c, marker="o", label=f"{int(v):,} (paper)")
+        for v, c in zip(volumes, _COLOURS, strict=False)
+    ]
+    axis.legend(handles=[*lines, *fixed], loc="center left", frameon=False)
+
+
+def published_kl(found: Findings) -> Drawing | None:
+    """Table 3: KL after alignment, and perturbation examples until the KL to the base is below eps."""
+    if item_of(found) != "table 3":
+        return None
+    values = found.quantities
+    values = values[
+        (values.measure.isin(rebound.DIRECTIONS)) & (values.split == "pretrain") & (values.arm != "control")
+    ]
+    if values.empty:
+        return None
+    theirs = published.kl_rebound()
+    figure, axes = style.grid(1, 2, height=3.0, right=0.3, gap=0.9)
+    places = sorted({*theirs.align_volume, *values.align_volume})
+    for axis, quantity, column, label in (
+        (axes[0, 0], "kl_start", "kl", "KL after alignment (nats)"),
+        (axes[0, 1], "elasticity_examples", "examples_to_eps", f"examples until KL < {found.eps:g}"),
+    ):
+        for measure, line in zip(rebound.DIRECTIONS, ("-", "--"), strict=True):
+            part = values[(values.quantity == quantity) & (values.measure == measure)].sort_values("align_volume")
+            axis.plot(
+                part.align_volume,
+                part["mean"],
+                color=_COLOURS[0],
+                linestyle=line,
+                marker="o",
+                label=f"ours, {figures.KL_NAMES[measure]}",
+            )
+            axis.vlines(part.align_volume, part.low, part.high, color=_COLOURS[0], linewidth=1)
+            late = part[part["mean"].isna() & part.bound.notna()]
+            axis.plot(late.align_volume, late.bound, color=_COLOURS[0], marker="^", fillstyle="none", linestyle="none")
+        for i, (model, part) in enumerate(theirs.groupby("model")):
+            axis.plot(part.align_volume, part[column], color=_COLOURS[1 + i], marker="s", label=f"{model} (paper)")
+        style.log_axis(axis, places, "alignment (examples)")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+    axes[0, 0].legend(frameon=False, fontsize=7.5)
+    caption = (
+        f"Ours: nats per token on held-out pre-training text, mean over seeds with {found.level:.0%} intervals; triangles: not reached within "
+        "the record, the value is above. Paper: Table 3, whose direction, prompts and unit (token or sequence) are not said."
+    )
+    return Drawing("published_kl", "Beside Table 3 of the paper", caption, figure, values)
