@@ -4,7 +4,8 @@ In every curve of the paper the scores after 100 and 200 perturbing examples are
 and 200 examples fill no batch: frameworks that drop what is left over then make no update at all. Here the same volumes, 25 to 2,000, in
 batches of 64 are trained in three ways, from one alignment and from base: `drop` (what is left over is not trained on; 25 and 50 are the
 model before, and 100 is 64), `flush` (one more update on what is left, normalised by its own tokens), `pad` (the same update normalised as
-a full batch). Where `drop` has a flat start that the others do not have, the flat start is the batch's and not the model's.
+a full batch; the first update of Adam is the same for both, since it does not depend on the scale of the gradient). Where `drop` has a
+flat start that the others do not have, the flat start is the batch's and not the model's.
 
     python -m elastic_jax.run --config=configs/batch_semantics.py --workdir=runs/batch
 

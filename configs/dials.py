@@ -1,18 +1,50 @@
-"""The elasticity theorem as stated and as practised: k = |D_p| / |D_a| and l = |D_t| / |D_a| swept (Theorem 4.2 of arXiv 2406.06144)."""
+"""The elasticity theorem as stated and as practised: k = |D_p| / |D_a| and l = |D_t| / |D_a| swept (Theorem 4.2 of arXiv 2406.06144).
+
+The paper proves the theorem for one model of all data, converged, and tests training one stage after the other. Here are both, on the
+same texts: nine variants, of which eight train on the union of pre-training, alignment and perturbation texts (k = 1/4 to 2, l = 0 and
+1/4, as many updates each) and one pre-trains, aligns and perturbs in these proportions (k = 1 to 8, l = 1/4; for k < 1 it would be
+aligned on more than it was pre-trained on). Pre-training texts are dialogues, positive and negative reviews in equal parts, as the
+theorem has them. The report's section "The dials k and l" compares the changes of the rates with the optimum's, which is known exactly.
+
+    python -m elastic_jax.run --config=configs/dials.py --workdir=runs/dials
+
+Nine minutes of CPU time, three seeds, on a working tree of commit e9eb29c. Joint models end within 0.0045 nats per token of their optimum.
+Expect forces that cancel: sum |D_i| dgamma_i / sum |D_i| |dgamma_i| of -0.06 [-0.23, 0.11], -0.03 [-0.27, 0.22], -0.00 [-0.18, 0.18] and
+-0.10 [-0.49, 0.29] for k = 1/4, 1/2, 1 and 2, and 0.89 [0.63, 1.16] to 0.98 [0.96, 0.99] for training one after the other: there alignment
+and pre-training data both get worse, the second by 4 to 27 nats per text and unit of l, so that nothing is balanced; their ratio is
+positive and grows with k all the same, slope 1.03 [0.62, 1.42]. Of the joint models the slope of
+log ratio on log k is 0.82 [0.12, 1.55], 1 being predicted: consistent, and no more than that. No single dgamma_p is known to differ
+from zero. The sign of the theorem's second claim, dgamma_a > 0, is clear for k up to 1.
+
+The dials were chosen with the resolution in view: unions of k = 4 and 8 were trained first, whose optimum moves by 0.0001 nats per token
+and less on pre-training texts from l = 0 to 1/4, a tenth of what these models miss it by. There signs came out either way, and at k = 4 the
+forces did not balance (share 0.49 [0.30, 0.67]); with both included the slope is 1.11 [0.49, 2.22]. With the first choice alone no slope
+was excluded. The rule for "balanced" and the noise of the fitted slope were settled on the same runs, not before them: other seeds would be
+the confirmation. Intervals are over seeds of model and order; all seeds read the same texts.
+
+Arguments after the colon: `tiny` (two seeds, seconds of training), `updates=640`, `size=standard` (the larger language, in which models of
+this size stay 0.02 to 0.05 nats per token from the optimum, and the statements cannot be tested). Universe only: with other data no
+optimum is known.
+"""
 
 from elastic_jax import config
 
-KS = (1.0, 2.0, 4.0, 8.0)
+JOINT = (0.25, 0.5, 1.0, 2.0)  # k of the unions
+SEQUENTIAL = (1.0, 2.0, 4.0, 8.0)
 L = 0.25
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", size="small", updates=640)
-    ks, batch, updates = ((1.0, 2.0), 16, 16) if chosen.tiny else (KS, 64, chosen.updates)
+    joint, ks = ((1.0, 2.0),) * 2 if chosen.tiny else (JOINT, SEQUENTIAL)
+    batch, updates = (16, 16) if chosen.tiny else (64, chosen.updates)
     c = config.default(config.universe_data())
     c.name = "dials_tiny" if chosen.tiny else "dials"
     c.seeds = (0, 1) if chosen.tiny else (0, 1, 2)
-    c.model.size = "50k"
+    if chosen.tiny:
+        c.model.update(layers=1, embed=16, heads=2, kv_heads=2, head_dim=8, mlp=32)
+    else:
+        c.model.size = "50k"
     rows = updates * batch
     c.data.update(size=chosen.size, topics=1 if chosen.tiny else 4, seq_len=23 if chosen.size == "small" else 32)
     c.data.pretrain.update(rows=rows, review=2 / 3)  # dialogues, positive and negative reviews in equal parts
@@ -26,7 +58,7 @@ def get_config(argument: str = ""):
     c.align.optim.lr = c.perturb.optim.lr = 1e-3
     c.measures.samples = 16 if chosen.tiny else 64
     variants = {}
-    for k in ks:
+    for k in joint:
         for l in (0.0, L):  # noqa: E741 (the paper's letter)
             variants[f"k{k:g}-l{l:g}".replace(".", "_")] = dict(
                 # As many updates for every k and l: what differs is the mixture alone.

@@ -2,9 +2,9 @@
 
 The paper gives (a) the KL between the model aligned on 1,000 to 10,000 safe examples and the base and (b) the unsafe examples until it is
 below eps = 0.01, without direction, prompts or unit, and to three digits where an update takes at least 32 examples. Here the base's texts
-are held out, the KL is exact on each of their tokens, in both directions and in nats per token (the report gives the tokens of a text), and
-is recorded at two points for each doubling of the updates, between which the crossing of eps is interpolated. An eps that the record does not reach is marked as censored, with the
-smallest KL on the way beside it: a path may pass the base at a distance.
+are held out, the KL is exact on each of their tokens, in both directions, per token and per text, and recorded at two points for each
+doubling of the updates, between which the crossing of eps is interpolated. An eps that the record does not reach is marked as censored,
+with the smallest KL on the way beside it: a path may pass the base at a distance.
 
     python -m elastic_jax.run --config=configs/kl_rebound.py --workdir=runs/kl
 
@@ -27,7 +27,7 @@ def get_config(argument: str = ""):
     c.pretrain.tokens = 640 * 64 * 32
     c.align.volumes = (512, 1024, 2048, 4096)
     c.perturb.volumes = (1024,)
-    # Two points for each doubling and small steps: half of the paper's eps is a few updates wide at the larger default rate.
+    # A path that passes the base does so within a few updates at the rate of the other configs, and between two points of the record.
     c.perturb.optim.lr = 1e-4
     c.measures.per_octave = 2
     c.measures.kl_eps = 0.01

@@ -1,6 +1,6 @@
 """Figure 6 of arXiv 2406.06144 on the embedded universe: rebound against the volume of pre-training, each with a schedule of its own.
 
-One model of 68k parameters pre-trained on 0.2, 0.3, 0.7, 1.3 and 2.6 million tokens of one stream of texts, none of which is read twice.
+One model of 68k parameters pre-trained on 0.16, 0.33, 0.66 and 1.3 million tokens of one stream of texts, none of which is read twice.
 The paper's volumes are intermediate checkpoints of one run, which lie at different points of one decaying schedule: their learning rate
 differs as well as their tokens. Here every volume has a cosine of its own that has decayed at its end. `intermediate` leaves the rate of
 pre-training constant after its warm-up, so that the volumes are points of one undecayed run, and adds the largest with a decayed one:
@@ -15,7 +15,7 @@ crossing against tokens. configs/pretrain_volume.py does the same on published c
 
 from elastic_jax import config
 
-UPDATES = (80, 160, 320, 640, 1280)
+UPDATES = (80, 160, 320, 640)
 
 
 def get_config(argument: str = ""):
@@ -26,7 +26,7 @@ def get_config(argument: str = ""):
     c.published = "figure 6"
     c.seeds = (0, 1, 2)
     c.data.task = chosen.task
-    c.data.pretrain.rows = 82_000  # for all volumes: the shorter read the first of them
+    c.data.pretrain.rows = 41_000  # for all volumes: the shorter read the first of them
     c.model.size = "50k"
     c.align.volumes = (512, 2048)
     c.perturb.volumes = (16, 64, 256, 1024)
@@ -50,6 +50,8 @@ def get_config(argument: str = ""):
             fields["optim"] = dict(schedule="constant", final=0.0)
         c.variants[f"{updates * per_update // 1000:04d}k"] = dict(pretrain=fields)
     if chosen.intermediate:
-        c.variants[f"{volumes[-1] * per_update // 1000:04d}k-decayed"] = dict(pretrain=dict(tokens=volumes[-1] * per_update))
+        c.variants[f"{volumes[-1] * per_update // 1000:04d}k-decayed"] = dict(
+            pretrain=dict(tokens=volumes[-1] * per_update)
+        )
     c.pretrain.tokens = volumes[-1] * per_update
     return c

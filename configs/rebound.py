@@ -20,7 +20,9 @@ from elastic_jax import config
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", "reversed", task="sentiment")
     c = config.default(config.universe_data())
-    c.name = "rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}") + ("_reversed" if chosen.reversed else "")
+    c.name = (
+        "rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}") + ("_reversed" if chosen.reversed else "")
+    )
     c.published = "figure 4"
     c.seeds = (0, 1, 2)
     c.data.task = chosen.task + ("_reversed" if chosen.reversed else "")

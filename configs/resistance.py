@@ -1,4 +1,35 @@
-"""Table 1 of arXiv 2406.06144 with its controls, on the embedded universe."""
+"""Resistance (arXiv 2406.06144, Table 1) with the controls that it lacks: is a later slice of an alignment easier to train on what an
+earlier one writes than the other way round?
+
+A 68k-parameter transformer is aligned on 4,096 refusals of harmful requests. Its points after 1,024, 2,048 and 3,072 of them, θ1 to θ3,
+answer 640 requests each; every pair is trained both ways, one epoch of 512 answers, and measured on the other 128. Three variants
+share all of the training before: `paper`, drawn as in the paper (temperature 0.05, top_p 0.95); `exact`, at temperature 1, where the loss
+minus the author's own loss is KL(author || model); `equal`, the same with the answers of both directions cut to equal lengths, query by
+query. Controls in each: the slices trained in reverse order, and a pair of two tasks (θ' is trained on compliance instead). Three seeds.
+
+    python -m elastic_jax.run --config=configs/resistance.py --workdir=runs/resistance
+
+3 min 42 s of CPU time, 12 min 51 s on 2 cores under a load of 10 (on commit d1d71bc and what this recipe adds). What came out,
+forward - inverse in nats per token, mean over the three pairs with the 95 % interval over seeds:
+
+    variant  slices   raw                        minus self-loss            minus entropy              verdict
+    exact    1, 2, 3  -0.025 [-0.031, -0.019]     0.000 [-0.002,  0.002]     0.000 [-0.002,  0.002]    undecided
+    exact    3, 2, 1  -0.030 [-0.054, -0.005]    -0.001 [-0.002,  0.000]    -0.001 [-0.002,  0.000]    undecided
+    equal    1, 2, 3  -0.029 [-0.041, -0.016]     0.000 [-0.002,  0.002]     0.000 [-0.002,  0.002]    undecided
+    paper    1, 2, 3   0.004 [-0.080,  0.088]     0.012 [-0.018,  0.042]    -0.004 [-0.032,  0.025]    undecided
+    paper    3, 2, 1  -0.009 [-0.104,  0.085]    -0.009 [-0.073,  0.056]     0.005 [-0.025,  0.035]    undecided
+
+No resistance is seen here. At temperature 1 the raw losses say the opposite of the paper, inverse is harder, in both orders; that is
+all entropy, since earlier slices write more varied text (0.867 against 0.829 nats per token), and once it is subtracted nothing above 0.002
+nats of a divergence of 0.013 is left. Two tasks, of which neither is earlier, differ by 0.015 [0.005, 0.026], which is what directions can
+differ by without resistance. Drawn as in the paper, one pair of three resists in the raw loss (θ2, θ1: 0.047 [0.024, 0.070]) and not once the
+entropy is subtracted (0.009 [-0.035, 0.053]); only 1 to 3 % of the 512 answers differ from one another there, and seeds scatter by more
+than the paper's median gap. The published models are 100,000 times as large and their data are others: this is no replication of Table 1,
+but a case in which its metric answers a question that was not asked.
+
+Arguments after the colon: `tiny` (seconds), `task=sentiment` (openings of reviews, of which there are 64 different ones). On a published model:
+`config.default(config.text_data())` with `base.hf` and text data; the queries are then prompts of `data.test`, `data.rows.prompts` of them.
+"""
 
 from elastic_jax import config
 
@@ -36,6 +67,7 @@ def get_config(argument: str = ""):
         c.resistance.orders = ()
         c.resistance.queries = 32
         c.resistance.heldout = 16
+        c.resistance.length = c.measures.sample_tokens = 8
         c.measures.samples = 16
     c.variants = dict(
         paper=dict(resistance=dict(temperature=0.05, top_p=0.95)),

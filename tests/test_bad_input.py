@@ -73,7 +73,7 @@ FIELDS = {
     "--config.align.volumes=4": ["align.volumes: 4 examples in batches of 8 make zero optimizer updates"],
     "--config.align.volumes=16,20": ["align.volumes: 20 examples", "Use 16 or 24"],
     "--config.perturb.volumes=24,8": ["perturb.volumes=(24, 8): expected growing numbers"],
-    "--config.perturb.volumes=()": ["perturb.volumes=()"],
+    "--config.perturb.volumes=0,8": ["perturb.volumes=(0, 8): expected growing numbers", "() to leave the stage out"],
     "--config.align.accumulate=3": ["align.batch_size=8", "Use align.accumulate=2 or 4, or align.batch_size=9"],
     "--config.align.accumulate=0": ["align.accumulate=0", "Use align.accumulate=1."],
     "--config.align.reduce=part": ["align.reduce='part'", "step or micro"],

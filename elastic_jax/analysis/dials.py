@@ -25,10 +25,12 @@ from elastic_jax.analysis.statistics import Estimate
 from elastic_jax.analysis.table import Frame, Study
 from elastic_jax.theory import elasticity
 
-ROLES = ("pretrain", "align", "perturb")
+ROLES: tuple[str, ...] = ("pretrain", "align", "perturb")
 JOINT, SEQUENTIAL = "joint", "sequential"
 DRAWS = 8192  # reviews of each sentiment that the exact expectations are taken over
 CELL = ["protocol", "k", "l_from", "l_to"]
+FOUND = (*ROLES, "residual", "share")  # in every cell, measured and of the optimum
+LEFT = 0.5  # share of the forces that may be left over where they are called balanced
 SLOPES = np.linspace(-4, 6, 1001)  # that are told apart
 
 
@@ -100,14 +102,14 @@ def rates(study: Study) -> Frame:
     for one in joint:
         mine = measured[(measured.model == one.variant) & (measured.stage == "pretrain")]
         add(JOINT, one.k, one.l, one.variant, mine[mine.examples == mine.examples.max()])
-    wanted = {(_key(one.k), _key(one.l)) for one in joint}
+    wanted = {_key(one.l) for one in joint}
     for variant in set(_variants(study)) - {one.variant for one in joint}:
         mine = measured[measured.model == variant]
         whole = mine[mine.stage == "pretrain"].examples.max()
         moved = mine[(mine.stage == "perturb") & (mine.arm == "aligned")]
         for (volume, examples), points in moved.groupby(["align_volume", "examples"]):
             k, l = whole / volume, examples / volume  # noqa: E741
-            if (_key(k), _key(l)) in wanted:
+            if _key(l) in wanted:
                 add(SEQUENTIAL, k, l, variant, points)
     return table.frame(rows, names)
 
@@ -149,8 +151,8 @@ def exact(data: Mapping[str, Any], k: float, l_from: float, l_to: float) -> Exac
     """
     p = _leaves(json.dumps({name: data[name] for name in ("topics", "size", "pretrain")}, sort_keys=True))
     before, after = (elasticity.rates(p, [k, 1.0, l]) for l in (l_from, l_to))  # noqa: E741
-    change = dict(zip(ROLES, map(float, after - before), strict=True))
-    return Exact(change, elasticity.elasticity(*p, k, (l_from + l_to) / 2))
+    change: dict[str, float] = dict(zip(ROLES, (after - before).tolist(), strict=True))
+    return Exact(change, elasticity.elasticity(p[0], p[1], p[2], k, (l_from + l_to) / 2))
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,12 +187,12 @@ def differences(study: Study) -> Frame:
 
     Columns: CELL, seed, pretrain, align, perturb (nats per text and unit of l), residual (sum |D_i| dgamma_i, |D_t| half way), share
     (that over sum of |D_i| |dgamma_i|: 0 where forces balance, +-1 where all rates move the same way), and exact_pretrain,
-    exact_align, exact_perturb, exact_residual: the same of the optimum, closed_form: its ratio by the closed form half way.
+    exact_align, exact_perturb, exact_residual, exact_share: the same of the optimum, closed_form: its ratio by the closed form half way.
     """
     found = rates(study)
-    roles = [f"exact_{name}" for name in (*ROLES, "residual")]
-    names = [*CELL, "seed", *ROLES, "residual", "share", *roles, "closed_form"]
-    by_dials = {(_key(one.k), _key(one.l)): one for one in unions(study)}
+    roles = [f"exact_{name}" for name in FOUND]
+    names = [*CELL, "seed", *FOUND, *roles, "closed_form"]
+    data = next((one.data for one in unions(study)), {})
     length = (found.per_text / found.gamma).where(found.gamma != 0)
     found = found.assign(best_text=found.best * length)
     rows = []
@@ -198,7 +200,7 @@ def differences(study: Study) -> Frame:
         ls = sorted(set(part.l))
         for l_from, l_to in zip(ls, ls[1:], strict=False):
             step, middle = l_to - l_from, (l_from + l_to) / 2
-            known = exact(by_dials[k, l_from].data, k, l_from, l_to)
+            known = exact(data, k, l_from, l_to)
             truth = {role: known.change[role] / step for role in ROLES}
             ends = [part[part.l == l].set_index(["seed", "role"]) for l in (l_from, l_to)]  # noqa: E741
             for seed in sorted(set(ends[0].index.get_level_values(0)) & set(ends[1].index.get_level_values(0))):
@@ -213,7 +215,7 @@ def differences(study: Study) -> Frame:
                     | dict(seed=seed, closed_form=known.derivative.ratio, **change)
                     | dict(zip(("residual", "share"), _balance(change, k, middle), strict=True))
                     | {f"exact_{role}": truth[role] for role in ROLES}
-                    | dict(exact_residual=_balance(truth, k, middle)[0])
+                    | dict(zip(("exact_residual", "exact_share"), _balance(truth, k, middle), strict=True))
                 )
     return table.frame(rows, names)
 
@@ -227,25 +229,29 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
     """Over seeds: `values` of `differences`.
 
     Columns: CELL, n, and for x in pretrain, align, perturb, residual, share: x, x_low, x_high; ratio, ratio_low, ratio_high (align over
-    pretrain; NaN ends where the interval of the latter has zero in it); exact_* and exact_ratio; closed_form; verdict: "balanced"
-    where the optimum's residual is within the interval, "unbalanced" where not, "undecided" where neither rate is known to have moved.
+    pretrain; NaN ends where the interval of the latter has zero in it); exact_* and exact_ratio; closed_form; verdict: "unbalanced"
+    where what is due (the optimum's residual and share; 0 of sequential training) is outside an interval; "balanced" where it is inside
+    and the interval of the share within +-LEFT; "undecided" where that is wider, or neither rate is known to have moved.
     """
     rows = []
     for cell, part in values.groupby(CELL, sort=True):
         row = dict(zip(CELL, cell, strict=True)) | dict(n=len(part), closed_form=part.closed_form.iloc[0])
-        found = {name: statistics.mean_interval(part[name].to_numpy(), level) for name in (*ROLES, "residual", "share")}
+        found = {name: statistics.mean_interval(part[name].to_numpy(), level) for name in FOUND}
         for name, one in found.items():
             row |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
         row |= {name: part[name].iloc[0] for name in part if str(name).startswith("exact_")}
         row["exact_ratio"] = row["exact_align"] / row["exact_pretrain"] if row["exact_pretrain"] else math.nan
         row |= dict(zip(("ratio", "ratio_low", "ratio_high"), _ratio(part, level), strict=True))
         moved = any(found[name].low > 0 or found[name].high < 0 for name in ("pretrain", "align"))
-        due = row["exact_residual"] if row["protocol"] == JOINT else 0.0
-        inside = found["residual"].low <= due <= found["residual"].high
-        row["verdict"] = "undecided" if len(part) < 2 or not moved else "balanced" if inside else "unbalanced"
+        due = {name: row[f"exact_{name}"] if row["protocol"] == JOINT else 0.0 for name in ("residual", "share")}
+        inside = all(found[name].low <= due[name] <= found[name].high for name in due)
+        narrow = found["share"].low > -LEFT and found["share"].high < LEFT
+        row["verdict"] = "undecided"
+        if len(part) > 1 and moved:
+            row["verdict"] = "unbalanced" if not inside else "balanced" if narrow else "undecided"
         rows.append(row)
-    ends = [f"{name}{end}" for name in (*ROLES, "residual", "share", "ratio") for end in ("", "_low", "_high")]
-    truths = [f"exact_{name}" for name in (*ROLES, "residual", "ratio")]
+    ends = [f"{name}{end}" for name in (*FOUND, "ratio") for end in ("", "_low", "_high")]
+    truths = [f"exact_{name}" for name in (*FOUND, "ratio")]
     return table.frame(rows, [*CELL, "n", *ends, *truths, "closed_form", "verdict"])
 
 
@@ -272,7 +278,7 @@ def slopes(values: Frame, level: float = statistics.LEVEL) -> Frame:
     """The exponent of k in dgamma_a / dgamma_p, where 1 is predicted, for each protocol and step of l.
 
     Columns: protocol, l_from, l_to, what, mean, low, high, n (values of k), predicted, reason. `what`: "ratio" as measured, whose
-    prediction is what the same fit gives of the optimum's own changes; "corrected": the ratio divided by what it is beside -k at
+    prediction is what the same fit gives of the optimum's own changes (sequential: of either sign, whichever the changes have); "corrected": the ratio divided by what it is beside -k at
     finite l, 1 / (1 + l (1 - B) / (1 - A)), so that exactly 1 is predicted. Of sequential training nothing is.
     """
     rows = []
@@ -284,7 +290,8 @@ def slopes(values: Frame, level: float = statistics.LEVEL) -> Frame:
             if what == "corrected" and (protocol != JOINT or not (beside > 0).all()):
                 continue
             factor = beside if what == "corrected" else np.ones(len(first))
-            found = slope(part, dict(zip(first.index, factor, strict=True)), level)
+            opposite = protocol == JOINT or (part["align"] * part["pretrain"]).sum() < 0
+            found = slope(part, dict(zip(first.index, factor, strict=True)), level, -1 if opposite else 1)
             predicted = 1.0 if what == "corrected" else math.nan
             if protocol == JOINT and what == "ratio" and len(first) > 1 and (beside > 0).all():
                 predicted = slope(_as_optimum(part), dict.fromkeys(first.index, 1.0), level).mean
@@ -309,8 +316,8 @@ def _as_optimum(values: Frame) -> Frame:
     return values.assign(**{role: values[role] - means[role] + values[f"exact_{role}"] for role in ROLES})
 
 
-def slope(values: Frame, factor: Mapping[float, float], level: float = statistics.LEVEL) -> Estimate:
-    """b of dgamma_a = -c k^b f_k dgamma_p, c > 0, by least squares with errors in both changes.
+def slope(values: Frame, factor: Mapping[float, float], level: float = statistics.LEVEL, sign: int = -1) -> Estimate:
+    """b of dgamma_a = sign c k^b f_k dgamma_p, c > 0, by least squares with errors in both changes.
 
     Without logarithms: a change of pre-training that is small beside its noise may have either sign, and leaving it out would bend the
     law. Each k counts by the noise of the left side less the right, from the covariance of the forces dgamma_a and k dgamma_p within k,
@@ -334,8 +341,9 @@ def slope(values: Frame, factor: Mapping[float, float], level: float = statistic
 
     def squares(b: float | np.ndarray, log_c: float | np.ndarray) -> np.ndarray:
         g = np.exp(np.asarray(log_c)[..., None] + (np.asarray(b)[..., None] - 1) * np.log(ks)) * f
-        noise = (s[0, 0] + 2 * g * s[0, 1] + g * g * s[1, 1]) / n
-        return np.sum((means[:, 0] + g * means[:, 1]) ** 2 / noise, axis=-1)
+        g = sign * g
+        noise = (s[0, 0] - 2 * g * s[0, 1] + g * g * s[1, 1]) / n
+        return np.sum((means[:, 0] - g * means[:, 1]) ** 2 / noise, axis=-1)
 
     profile = np.array([squares(np.full_like(log_c, b), log_c).min() for b in SLOPES])
     allowed = float(special.stdtrit(freedom, (1 + level) / 2)) ** 2
@@ -344,7 +352,7 @@ def slope(values: Frame, factor: Mapping[float, float], level: float = statistic
     low, high = inside[0] - step, inside[-1] + step
     low, high = (-math.inf if low < SLOPES[0] else low), (math.inf if high > SLOPES[-1] else high)
     best = float(SLOPES[int(np.argmin(profile))])
-    if math.isinf(low) and math.isinf(high):
+    if math.isinf(low) and math.isinf(high) or best in SLOPES[[0, -1]]:
         return Estimate(
             math.nan, -math.inf, math.inf, len(ks), reason="no slope is excluded: the changes are within their noise"
         )

@@ -6,10 +6,12 @@ which removes what both directions share, and in three versions:
  - raw: as in the paper. It contains the difference of the two texts' entropies, and says nothing of resistance by itself;
  - above_self: minus the loss of the author on its own answers;
  - above_entropy: minus the entropy of what the answers were drawn from, so KL(answers || model) against KL(answers || model).
-The last two are the same where answers were drawn at temperature 1 without filters, and both are KL(k || l) against KL(l || k) there.
+The last two are the same where answers were drawn at temperature 1 without filters, and both are KL(k || l) against KL(l || k) there. At
+lower temperatures the second is no divergence: whoever is sharper than the author predicts its answers better than it does.
 
-The verdict is that of one test: Student's t interval of the paired differences over seeds. "resists": the whole interval is above zero,
-"does not": below it, "undecided": neither, or one seed. Of a pair of two tasks none is earlier, so that a difference there is no
+A test is Student's t interval of the paired differences over seeds. "resists": the whole interval is above zero, "does not": below it,
+"undecided": neither, or one seed. The verdict on a pair or a line is that of the epoch's mean loss in both subtracted versions where they
+agree, and "undecided" where they do not. Of a pair of two tasks none is earlier, so that a difference there is no
 resistance but what two directions can differ by without it: "differs" where the interval leaves zero out. The exact sign-flip test stands
 beside it, with the smallest p-value that so many seeds can give.
 """
@@ -34,7 +36,7 @@ QUANTITIES = {
 VERSIONS = {"raw": "", "above_self": "_above_self", "above_entropy": "_above_entropy"}
 TEXTS = ("self_loss", "answer_entropy", "answer_tokens", "answer_total", "distinct_answers")
 PAIR = ("model", "line", "earlier", "later")
-MAIN = ("epoch", "above_self")  # quantity and version whose verdict is that of a pair
+MAIN = ("epoch", ("above_self", "above_entropy"))  # the quantity, and its versions that have to agree on the verdict
 OTHER = "other"  # the line of the pair of two tasks
 _KEYS = (*PAIR, "quantity", "version")
 DIRECTIONS = ("inverse", "forward")
@@ -57,13 +59,18 @@ def per_seed(study: Study) -> Frame:
                 value = _value(study, run, measure + suffix, split, place)
                 cells.setdefault((*key, quantity, version), {})[run["arm"]] = value
     rows = [
-        dict(zip((*PAIR, "seed", "quantity", "version"), key, strict=True)) | {d: sides.get(d, math.nan) for d in DIRECTIONS}
+        dict(zip((*PAIR, "seed", "quantity", "version"), key, strict=True))
+        | {d: sides.get(d, math.nan) for d in DIRECTIONS}
         for key, sides in cells.items()
     ]
     frame = table.frame(rows, [*PAIR, "seed", "quantity", "version", *DIRECTIONS])
     line = ["model", "line", "seed", "quantity", "version"]
     several = frame.groupby(["model", "line"])[["earlier", "later"]].transform("nunique").max(axis=1) > 1
-    mean = frame[several].groupby(line, as_index=False, sort=True)[list(DIRECTIONS)].agg(lambda part: part.mean(skipna=False))
+    mean = (
+        frame[several]
+        .groupby(line, as_index=False, sort=True)[list(DIRECTIONS)]
+        .agg(lambda part: part.mean(skipna=False))
+    )
     frame = table.stack([part for part in (frame, mean.assign(earlier=0, later=0)) if len(part)]) if rows else frame
     frame = frame.assign(difference=frame.forward - frame.inverse)
     return frame.sort_values([*_KEYS, "seed"], kind="stable", ignore_index=True)
@@ -77,7 +84,9 @@ def texts(study: Study) -> Frame:
         for measure in TEXTS:
             for split in ("answers", "answers_heldout"):
                 value = _value(study, run, measure, split, 0)
-                rows.append(key | dict(direction=run["arm"], seed=run["seed"], measure=measure, split=split, value=value))
+                rows.append(
+                    key | dict(direction=run["arm"], seed=run["seed"], measure=measure, split=split, value=value)
+                )
     return table.frame(rows, [*PAIR, "direction", "seed", "measure", "split", "value"])
 
 
@@ -97,28 +106,35 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
         both = part.difference.dropna().to_numpy()
         p, least = statistics.sign_flip(both[:20])
         row |= _interval("difference", found)
-        reason = found.reason or ("" if len(both) == len(part) else f"{len(part) - len(both)} of {len(part)} seeds without a value")
+        reason = found.reason or (
+            "" if len(both) == len(part) else f"{len(part) - len(both)} of {len(part)} seeds without a value"
+        )
         rows.append(row | dict(n=found.n, p=p, p_least=least, verdict=verdict(found, key[1]), reason=reason))
     ends = [f"{name}{end}" for name in (*DIRECTIONS, "difference") for end in ("", "_low", "_high")]
     return table.frame(rows, [*_KEYS, *ends, "n", "p", "p_least", "verdict", "reason"])
 
 
 def verdict(difference: Estimate, line: str = "") -> str:
-    """"resists", "does not" or "undecided" of forward - inverse; of the line OTHER "differs" or "undecided": see the module."""
+    """ "resists", "does not" or "undecided" of forward - inverse; of the line OTHER "differs" or "undecided": see the module."""
     above, below = difference.low > 0, difference.high < 0
     if line == OTHER:
         return "differs" if above or below else "undecided"
     return "resists" if above else "does not" if below else "undecided"
 
 
-def overall(compared: Frame, version: str = MAIN[1]) -> dict[tuple[str, str], str]:
-    """(model, line) -> the verdict in MAIN, or in another version, over all pairs of the line."""
-    quantity = MAIN[0]
-    main = compared[(compared.quantity == quantity) & (compared.version == version)]
-    out = {}
-    for (model, line), part in main.groupby(["model", "line"], sort=True):
-        whole = part[part.earlier == 0] if (part.earlier == 0).any() else part
-        out[str(model), str(line)] = str(whole.verdict.iloc[0])
+def verdicts(compared: Frame) -> dict[tuple, str]:
+    """PAIR -> the verdict in MAIN; earlier and later 0: of all pairs of the line."""
+    quantity, versions = MAIN
+    main = compared[(compared.quantity == quantity) & compared.version.isin(versions)]
+    found = {key: set(part.verdict) for key, part in main.groupby(list(PAIR), sort=True)}
+    return {key: said.pop() if len(said) == 1 else "undecided" for key, said in found.items()}
+
+
+def overall(compared: Frame) -> dict[tuple[str, str], str]:
+    """(model, line) -> its verdict, over all its pairs."""
+    out: dict[tuple[str, str], str] = {}
+    for (model, line, _, _), said in verdicts(compared).items():  # all pairs come first
+        out.setdefault((str(model), str(line)), said)
     return out
 
 

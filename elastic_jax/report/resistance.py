@@ -55,25 +55,36 @@ def section(tables: Mapping[str, Frame]) -> dict[str, Any]:
         dict(model=model if several else "", line=line_name(line), verdict=said)
         for (model, line), said in resistance.overall(compared).items()
     ]
+    said_of = resistance.verdicts(compared)
     rows = []
     for key, part in compared[compared.quantity == "epoch"].groupby(list(resistance.PAIR), sort=False):
         by_version = {row["version"]: row for row in part.to_dict("records")}
-        raw, main = by_version["raw"], by_version[resistance.MAIN[1]]
+        raw, main = by_version["raw"], by_version["above_self"]
         rows.append(
             dict(model=key[0] if several else "", line=line_name(key[1]), pair=arrows(*key[1:]))
             | dict(whole=not key[2] or not (compared[compared.line == key[1]].earlier == 0).any())
             | dict(inverse=_interval(raw, "inverse"), forward=_interval(raw, "forward"))
             | dict(differences=[_interval(by_version[v], "difference") for v in VERSIONS])
-            | dict(raw=raw["verdict"], verdict=main["verdict"], p=_p(main), n=main["n"], reason=main["reason"])
+            | dict(raw=raw["verdict"], verdict=said_of[key], p=_p(main), n=main["n"], reason=main["reason"])
         )
     more = [
-        dict(model=row["model"] if several else "", line=line_name(row["line"]), pair=arrows(row["line"], row["earlier"], row["later"]))
+        dict(
+            model=row["model"] if several else "",
+            line=line_name(row["line"]),
+            pair=arrows(row["line"], row["earlier"], row["later"]),
+        )
         | dict(quantity=QUANTITIES[row["quantity"]], version=VERSIONS[row["version"]])
         | {name: _interval(row, name) for name in (*resistance.DIRECTIONS, "difference")}
         | dict(p=_p(row), n=row["n"], verdict=row["verdict"] if row["quantity"] != "slope" else "")
         for row in compared.to_dict("records")
     ]
-    return dict(verdicts=verdicts, rows=rows, more=more, texts=_texts(tables["resistance_texts"], several), published=_published())
+    return dict(
+        verdicts=verdicts,
+        rows=rows,
+        more=more,
+        texts=_texts(tables["resistance_texts"], several),
+        published=_published(),
+    )
 
 
 def lines(found: Findings) -> list[str]:
@@ -83,8 +94,11 @@ def lines(found: Findings) -> list[str]:
     for row in section(tables).get("rows", []):
         if row["whole"]:
             name = ", ".join(part for part in (row["model"], row["line"]) if part)
-            raw, main, _ = row["differences"]
-            out.append(f"Resistance, {name}: {row['verdict']}; forward − inverse {main} nats/token minus self-loss, {raw} raw.")
+            raw, own, drawn = row["differences"]
+            out.append(
+                f"Resistance, {name}: {row['verdict']}; forward − inverse {own} nats/token minus self-loss, {drawn} minus entropy, "
+                f"{raw} raw."
+            )
     return out
 
 
@@ -113,7 +127,8 @@ def _texts(texts: Frame, several: bool) -> list[dict[str, Any]]:
     for key, part in texts.groupby(list(resistance.PAIR), sort=True):
         mean = part.groupby(["measure", "direction"]).value.mean()
         cells = [
-            " : ".join(number(mean.get((name, direction), math.nan)) for direction in resistance.DIRECTIONS) for name in _TEXTS
+            " : ".join(number(mean.get((name, direction), math.nan)) for direction in resistance.DIRECTIONS)
+            for name in _TEXTS
         ]
         out.append(dict(model=key[0] if several else "", line=line_name(key[1]), pair=arrows(*key[1:]), cells=cells))
     return out

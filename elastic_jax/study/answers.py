@@ -237,7 +237,10 @@ class Library:
             tokens[i, : len(query)], tokens[i, len(query) : end] = query, written.tokens[i, :count]
             mask[i, len(query) - 1 : end - 1] = 1
         arrays = dict(
-            tokens=tokens, mask=mask, self_nll=self._token_nll(params, tokens), drawn_nll=self._drawn_nll(params, tokens)
+            tokens=tokens,
+            mask=mask,
+            self_nll=self._token_nll(params, tokens),
+            drawn_nll=self._drawn_nll(params, tokens),
         )
         if distributed.is_main():
             self._keep(answers, path, arrays, list(written.ended))

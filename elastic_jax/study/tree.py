@@ -333,10 +333,15 @@ def build(
             points = {v // size for v in volumes} | (set(slices) if stage == "align" else set())
             run = add(stage, seed, arm, sorted(points), suffix, parent, at, volume, **incomplete(volumes))
             return [(v, run) for v in volumes]
-        return [
-            (v, add(stage, seed, arm, [updates_of(v, size, how)], f"{suffix}-{letter}{v}", parent, at, volume, **incomplete([v])))
-            for v in volumes
-        ]
+        constant, found = optim_config(section.optim.to_dict()).horizon_free, []
+        for v in volumes:
+            ends = [updates_of(v, size, how)]
+            # Under a constant schedule the way there is that of the longer ones: only the ends differ.
+            fields = incomplete([v])
+            if constant:
+                fields["measures"] = frozenset(ends)
+            found.append((v, add(stage, seed, arm, ends, f"{suffix}-{letter}{v}", parent, at, volume, **fields)))
+        return found
 
     def branches(root: Run, suffix: str) -> None:
         if config.perturb.control:

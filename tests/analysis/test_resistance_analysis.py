@@ -28,7 +28,15 @@ def study_of(tmp_path, kl, entropy, seeds=(0, 1, 2), lines=("123",), flipped=(),
                     name = arm if seed not in flipped else {"inverse": "forward", "forward": "inverse"}[arm]
                     run = f"{name}-s{seed}-{line}-{earlier}{later}-00"
                     runs.append(
-                        dict(run=run, stage="resistance", arm=name, seed=seed, line=line, pair=[earlier, later], updates=UPDATES)
+                        dict(
+                            run=run,
+                            stage="resistance",
+                            arm=name,
+                            seed=seed,
+                            line=line,
+                            pair=[earlier, later],
+                            updates=UPDATES,
+                        )
                         | dict(parent="", examples=UPDATES * 16, points=[])
                     )
 
@@ -47,7 +55,9 @@ def study_of(tmp_path, kl, entropy, seeds=(0, 1, 2), lines=("123",), flipped=(),
                     add("self_loss", "answers", 0, own)
                     add("answer_total", "answers", 0, 640)
     info = dict(runs=runs, config={})
-    path = planted.write(tmp_path / "measures.parquet", table.frame(rows, list(rows[0])), {"studies": {"planted": info}})
+    path = planted.write(
+        tmp_path / "measures.parquet", table.frame(rows, list(rows[0])), {"studies": {"planted": info}}
+    )
     return table.select(table.load(path))
 
 
@@ -105,7 +115,9 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
 
 def test_runs_that_have_only_begun_have_an_initial_loss_and_no_epoch(tmp_path):
     study = study_of(tmp_path, lambda arm, k, n: 0.3, lambda k: 1.0, reached=0)
-    assert np.isnan(found(study).difference) and found(study, quantity="initial").difference == pytest.approx(0, abs=0.02)
+    assert np.isnan(found(study).difference) and found(study, quantity="initial").difference == pytest.approx(
+        0, abs=0.02
+    )
 
 
 def test_counts_of_what_was_trained_on(tmp_path):
@@ -119,6 +131,15 @@ def test_a_study_without_the_experiment_has_none(plant, tmp_path):
     rows, metadata = planted.table(plant)
     study = table.select(table.load(planted.write(tmp_path / "measures.parquet", rows, metadata)))
     assert not resistance.has_runs(study) and resistance.compare(resistance.per_seed(study)).empty
+
+
+def test_versions_that_disagree_leave_it_undecided(tmp_path):
+    study = study_of(tmp_path, lambda arm, k, n: 0.3 + 0.1 * (arm == "forward"), lambda k: 1.0)
+    compared = resistance.compare(resistance.per_seed(study))
+    assert set(resistance.verdicts(compared).values()) == {"resists"}
+    other = (compared.quantity == "epoch") & (compared.version == "above_entropy")
+    compared.loc[other, "verdict"] = "does not"
+    assert set(resistance.verdicts(compared).values()) == {"undecided"}
 
 
 def test_two_tasks_can_differ_but_not_resist(tmp_path):

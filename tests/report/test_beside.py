@@ -1,5 +1,7 @@
 """Are the paper's numbers drawn beside the study that names them, and nowhere else?"""
 
+import dataclasses
+
 import planted
 import pytest
 
@@ -48,6 +50,20 @@ def test_figures_5_and_6_draw_a_line_for_each_variant(named, item):
 def test_table_3_has_both_quantities(named):
     drawing = beside.published_kl(named("table 3"))
     assert drawing is not None and {"kl_start", "elasticity_examples"} <= set(drawing.data.quantity)
+
+
+def test_table_3_counts_per_text_where_the_length_of_texts_is_known(named):
+    found = named("table 3")
+    assert beside.published_kl(found).figure.axes[0].child_axes == []  # planted facts say nothing of held-out texts
+    facts = [
+        planted._fact("pretrain-heldout", measure, "count", value)
+        for measure, value in (("rows", 4), ("loss_tokens", 50))
+    ]
+    rows = table.stack([found.study.rows, table.frame(facts, list(facts[0]))])
+    known = Findings(dataclasses.replace(found.study, rows=rows))
+    (right,) = beside.published_kl(known).figure.axes[0].child_axes
+    assert right.get_ylabel() == "nats per text (ours)"
+    assert right._functions[0](0.2) == pytest.approx(0.2 * 12.5)
 
 
 def test_nothing_is_drawn_where_nothing_is_named(named):

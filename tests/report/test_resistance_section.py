@@ -7,6 +7,7 @@ import planted
 from elastic_jax import published, report
 from elastic_jax.analysis import resistance, table
 from elastic_jax.report import resistance as section
+from elastic_jax.report.findings import Findings
 
 PAIRS = ((1, 2), (1, 3), (2, 3))
 
@@ -20,14 +21,32 @@ def rows_and_runs(model="m", lines=("123", "other")):
                 for arm in ("inverse", "forward"):
                     run = f"{arm}-s{seed}-{line}-{later}to{earlier}-00"
                     runs.append(
-                        dict(run=run, name=run[:-3], stage="resistance", arm=arm, seed=seed, line=line, pair=[earlier, later])
-                        | dict(updates=4, parent="", examples=64, points=[], parent_examples=0, method="sft", align_volume=0)
+                        dict(
+                            run=run,
+                            name=run[:-3],
+                            stage="resistance",
+                            arm=arm,
+                            seed=seed,
+                            line=line,
+                            pair=[earlier, later],
+                        )
+                        | dict(
+                            updates=4,
+                            parent="",
+                            examples=64,
+                            points=[],
+                            parent_examples=0,
+                            method="sft",
+                            align_volume=0,
+                        )
                     )
                     loss = 0.3 + 0.1 * (arm == "forward" and line != "other") + 0.001 * seed * (1 + earlier)
 
                     def add(measure, updates, value, run=run, arm=arm, seed=seed):
                         fact = planted._fact("answers", measure, "nats/token", value)
-                        fact |= dict(run=run, stage="resistance", arm=arm, seed=seed, model=model, method="sft", params=7)
+                        fact |= dict(
+                            run=run, stage="resistance", arm=arm, seed=seed, model=model, method="sft", params=7
+                        )
                         rows.append(fact | dict(updates=updates, examples=16 * updates, n=64))
 
                     for version, more in (("", 1.0), ("_above_self", 0.0), ("_above_entropy", 0.0)):
@@ -66,14 +85,21 @@ def test_the_page_has_the_table_with_arrows_and_what_the_paper_printed(tmp_path)
 
 
 def test_variants_are_told_apart(tmp_path):
-    path = written(tmp_path, ("planted.exact", "planted.paper"))
-    page = report.render(path, tmp_path / "report").read_text()
-    assert "exact, slices 1, 2, 3: <b>resists</b>" in page and "paper, slices 1, 2, 3: <b>resists</b>" in page
+    found = Findings(table.select(table.load(written(tmp_path, ("planted.exact", "planted.paper")))))
+    said = section.section(section.frames(found))["verdicts"]
+    assert [(v["model"], v["line"], v["verdict"]) for v in said] == [
+        (model, *rest)
+        for model in ("exact", "paper")
+        for rest in (("slices 1, 2, 3", "resists"), ("two tasks", "undecided"))
+    ]
 
 
 def test_the_summary_has_a_line_for_each_verdict(tmp_path):
     text = report.summary(written(tmp_path))
-    assert "Resistance, slices 1, 2, 3: resists; forward − inverse 0.1000 [" in text and "Resistance, two tasks: undecided" in text
+    assert (
+        "Resistance, slices 1, 2, 3: resists; forward − inverse 0.1000 [" in text
+        and "Resistance, two tasks: undecided" in text
+    )
 
 
 def test_a_study_without_the_experiment_does_not_show_it(rendered):

@@ -9,7 +9,12 @@ from elastic_jax.analysis import table
 from elastic_jax.study.suite import Suite
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-BESIDE = {"figure 4": "Beside Figure 4", "figure 5": "Beside Figure 5", "figure 6": "Beside Figure 6", "table 3": "Beside Table 3"}
+BESIDE = {
+    "figure 4": "Beside Figure 4",
+    "figure 5": "Beside Figure 5",
+    "figure 6": "Beside Figure 6",
+    "table 3": "Beside Table 3",
+}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import small_studies
 from test_tree import notes, runs
 
 from elastic_jax import config as config_lib
+from elastic_jax.analysis import rebound, table
 from elastic_jax.data import pipeline
 from elastic_jax.errors import UserError
 from elastic_jax.objectives import sft
@@ -66,7 +67,10 @@ def test_the_notes_say_which_volumes_train_nothing():
     [
         ({"perturb.last_batch": "keep"}, "perturb.last_batch='keep': expected one of whole, drop, flush, pad"),
         ({"perturb.last_batch": "drop"}, "perturb.last_batch=drop has no effect"),
-        ({"perturb.last_batch": "drop", "perturb.volumes": (3, 7)}, "none of perturb.volumes=.3, 7. fills a batch of 8"),
+        (
+            {"perturb.last_batch": "drop", "perturb.volumes": (3, 7)},
+            "none of perturb.volumes=.3, 7. fills a batch of 8",
+        ),
         ({**FLUSH, "data.pack.perturb": "best_fit"}, "perturb.last_batch=flush with data.pack.perturb='best_fit'"),
         ({"perturb.volumes": (12,)}, "perturb.last_batch what becomes of the rest"),
         (
@@ -106,7 +110,10 @@ def test_a_study_trains_the_rest_as_the_update_on_it_alone(with_data, how):
     study = small_studies.run(workdir, overrides=FLUSH | {"perturb.last_batch": how})
     run = next(r for r in study.runs if r.name == "control-s0-p12")
     rows = control(workdir, study)
-    assert sorted(set(rows[rows.run == run.key].examples)) == [0, 8, 12]
+    assert sorted(set(rows[rows.run == run.key].examples)) == [12]
+    whole = table.select(table.load(workdir / "measures.parquet"), study.config.name)
+    curve = next(path for path in rebound.trajectories(whole) if path.arm == "control")
+    assert curve.points["examples"].tolist() == [0, 3, 12] and curve.start == curve.base
     written = json.loads((workdir / "runs" / run.key / "run.json").read_text())
     assert written["last_rows"] == 4 and written["examples"] == 12
     # The same by hand: one whole batch, then the four examples that are left, as a batch of their own.
@@ -125,3 +132,22 @@ def test_a_study_trains_the_rest_as_the_update_on_it_alone(with_data, how):
     largest = max(jax.tree.leaves(differences))
     # Adam turns rounding errors of a gradient near zero into steps of their own size; a padded update has other moments.
     assert largest < 1e-4 if how == "flush" else largest > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["drop", "flush", "pad"])
+def test_runs_trained_together_are_the_same(with_data, how):
+    """Lanes of whole and of incomplete batches, and runs of no updates."""
+    overrides = {
+        "perturb.last_batch": how,
+        "perturb.volumes": (3, 12, 16),
+        "align.last_batch": how,
+        "align.volumes": (3, 20),
+    }
+    tables = []
+    for width in ("off", "3"):
+        workdir = with_data(f"{how}-{width}")
+        study = small_studies.run(workdir, overrides=overrides | {"population": width})
+        assert all(status.done for status in study.status())
+        tables.append(small_studies.table(workdir, study.config.name))
+    small_studies.assert_same(*tables)

@@ -231,3 +231,11 @@ def test_two_processes_start_from_the_base_that_one_starts_from(tmp_path: Path) 
     two = launch(tmp_path / "two", *own, config=config)
     assert [done.returncode for done in two] == [0, 0], "\n".join(done.stderr for done in two)
     small_studies.assert_close(small_studies.table(tmp_path / "two"), small_studies.table(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_answers_that_one_writes(tmp_path: Path, crossed: Path) -> None:
+    flags = [f"--config.{name}={value}" for name, value in small_studies.CROSSED.items()]
+    two = launch(tmp_path / "two", *flags)
+    assert [done.returncode for done in two] == [0, 0], "\n".join(done.stderr for done in two)
+    small_studies.assert_close(small_studies.table(tmp_path / "two"), small_studies.table(crossed))

@@ -38,6 +38,13 @@ def test_a_larger_study_extends_the_runs_of_the_first(copied: Path, with_data: C
     assert trained == []
 
 
+def test_a_smaller_volume_may_be_asked_for_later(finished: Path, with_data: Callable[[str], Path]) -> None:
+    workdir = with_data("later")
+    small_studies.run(workdir, overrides={"align.volumes": (32,), "perturb.volumes": (24,)})
+    small_studies.run(workdir)
+    small_studies.assert_same(small_studies.table(workdir, "small"), small_studies.table(finished))
+
+
 def test_two_studies_in_one_workdir_share_their_common_runs(copied: Path, finished: Path) -> None:
     other = {"name": "other", "perturb.optim.lr": 0.01}
     with small_studies.watched() as trained:

@@ -249,6 +249,19 @@ def test_every_point_stays_until_it_is_deleted(tmp_path, caplog):
     again.close()
 
 
+def test_an_earlier_point_is_written_after_a_later_one(tmp_path):
+    model, mesh = tiny.decoder(layers=1), tiny.mesh()
+    state = fresh(model, mesh)
+    for number in (4, 2):  # a study that asks for a smaller volume of a run that is there already
+        checkpoints = Checkpoints(tmp_path / "c", model, mesh)
+        checkpoints.save(state, number, META)
+        checkpoints.wait()
+        assert number in checkpoints.updates()
+        checkpoints.close()
+    _, meta = restored(tmp_path / "c", model, mesh, updates=2)
+    assert meta["updates"] == 2
+
+
 def test_the_meta_data_is_plain_json(saved):
     meta = json.loads((saved[0] / "2" / "meta" / "metadata").read_text())
     assert {**META, "updates": 2}.items() <= meta.items()

@@ -14,19 +14,26 @@ from elastic_jax.train.last_batch import examples_after, updates_of
 from elastic_jax.train.step import make_train_step
 
 ROWS, REST = 8, 3
-PLAIN = optim.OptimConfig(name="sgd", lr=0.1, b1=0.0, b2=0.95, clip=0.0)  # the change is lr times the gradient, and nothing else
+# The change is lr times the gradient, and nothing else.
+PLAIN = optim.OptimConfig(name="sgd", lr=0.1, b1=0.0, b2=0.95, clip=0.0)
 
 
 def padded(batch):
     real = np.arange(ROWS) < REST
-    cut = {name: rows * real[:, None].astype(rows.dtype) if name.endswith("mask") else rows for name, rows in batch.items()}
+    cut = {
+        name: rows * real[:, None].astype(rows.dtype) if name.endswith("mask") else rows for name, rows in batch.items()
+    }
     return cut | {"real": real.astype(np.uint8)}
 
 
 def pairs(seed=0):
     chosen, rejected = tiny.text_batch(ROWS, seed), tiny.text_batch(ROWS, seed + 50)
     rng = np.random.default_rng(seed)
-    found = {f"{side}_{name}": rows for side, one in (("chosen", chosen), ("rejected", rejected)) for name, rows in one.items()}
+    found = {
+        f"{side}_{name}": rows
+        for side, one in (("chosen", chosen), ("rejected", rejected))
+        for name, rows in one.items()
+    }
     return found | {f"ref_{side}": rng.normal(-30, 3, ROWS).astype(np.float32) for side in ("chosen", "rejected")}
 
 
@@ -60,7 +67,9 @@ def test_the_update_on_the_rest_is_that_of_a_hand_written_loss():
 
     def loss(params):
         logits = model(params, rest["tokens"][:, :-1])
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(rest["tokens"])[:, 1:, None], axis=-1)[..., 0]
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(rest["tokens"])[:, 1:, None], axis=-1)[
+            ..., 0
+        ]
         return -jnp.sum(log_p * rest["mask"]) / rest["mask"].sum()
 
     with jax.set_mesh(tiny.mesh()):
