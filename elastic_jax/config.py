@@ -365,7 +365,9 @@ def validate(config: Config) -> None:
             "perturb.control=True, or set perturb.volumes=()."
         )
     if not trained:
-        raise UserError("align.volumes=() and perturb.volumes=() with base.hf leave nothing to train. Give one of them.")
+        raise UserError(
+            "align.volumes=() and perturb.volumes=() with base.hf leave nothing to train. Give one of them."
+        )
     per_update = config.pretrain.batch_size * config.data.seq_len
     if "pretrain" in trained and config.pretrain.tokens < per_update:
         raise UserError(
@@ -393,7 +395,9 @@ def _check_resistance(config: Config) -> None:
             f"resistance.slices with align.last_batch={align.last_batch}: slices are whole batches. Set align.last_batch=whole."
         )
     if not align.volumes:
-        raise UserError("resistance.slices are shares of the largest of align.volumes, and there is none. Give align.volumes.")
+        raise UserError(
+            "resistance.slices are shares of the largest of align.volumes, and there is none. Give align.volumes."
+        )
     if not optim_config(align.optim.to_dict()).horizon_free:
         raise UserError(
             f"resistance.slices are points of one alignment, and with align.optim.schedule={align.optim.schedule} every point has a "
@@ -434,7 +438,9 @@ def _check_resistance(config: Config) -> None:
 
 def _growing(shares: Any) -> bool:
     numbers = all(_is_whole(share) or isinstance(share, float) for share in shares)
-    return numbers and 2 <= len(shares) <= 9 and list(shares) == sorted(set(shares)) and shares[0] > 0 and shares[-1] <= 1
+    return (
+        numbers and 2 <= len(shares) <= 9 and list(shares) == sorted(set(shares)) and shares[0] > 0 and shares[-1] <= 1
+    )
 
 
 def _known_fields(config: Config, known: Config, path: str = "") -> None:
@@ -576,7 +582,9 @@ def _check_volumes(name: str, section: Config, pack: str) -> None:
         raise UserError(f"{name}.last_batch={how!r}: expected one of {', '.join(last_batch.CHOICES)}.")
     whole = all(_is_whole(volume) for volume in volumes)
     if not whole or list(volumes) != sorted(set(volumes)) or (volumes and volumes[0] < 1):
-        raise UserError(f"{name}.volumes={tuple(volumes)}: expected growing numbers of examples, or () to leave the stage out.")
+        raise UserError(
+            f"{name}.volumes={tuple(volumes)}: expected growing numbers of examples, or () to leave the stage out."
+        )
     if how != "whole":
         _check_incomplete(name, section, pack)
         return

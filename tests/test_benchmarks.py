@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "attention", "loss", "scaling", "startup", "gpu", "plans", "generate", "imports", "theory"])
+@pytest.mark.parametrize(
+    "name", ["step", "attention", "loss", "scaling", "startup", "gpu", "plans", "generate", "imports", "theory"]
+)
 def test_a_quick_run_writes_json_and_table(name, tmp_path):
     environ = dict(os.environ, PYTHONPATH=str(ROOT))
     environ.pop("XLA_FLAGS", None)  # one device, as users have

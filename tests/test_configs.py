@@ -76,7 +76,10 @@ def test_a_wrong_argument_is_named(spec: str) -> None:
 def test_only_size_and_rates_change_with_model_size() -> None:
     variants = config_lib.variants(config_lib.load(f"{CONFIGS}/model_size.py"))
     rates = [variants[name].perturb.optim.lr for name in ("25k", "50k", "100k", "300k")]
-    assert rates == sorted(rates, reverse=True) and variants["50k"].perturb.optim.lr == config_lib.default().perturb.optim.lr
+    assert (
+        rates == sorted(rates, reverse=True)
+        and variants["50k"].perturb.optim.lr == config_lib.default().perturb.optim.lr
+    )
     plain = [config_lib.plain(variant) for variant in variants.values()]
     for one in plain:
         del one["name"], one["model"]

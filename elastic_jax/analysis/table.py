@@ -112,7 +112,9 @@ class Study:
             for name, part in rows.groupby("model", sort=True)
         ]
         place = {name: i for i, name in enumerate(named)}
-        return sorted(found, key=lambda one: (one.pretrain_tokens, place.get(one.name, len(place)), one.params, one.name))
+        return sorted(
+            found, key=lambda one: (one.pretrain_tokens, place.get(one.name, len(place)), one.params, one.name)
+        )
 
     @functools.cached_property
     def ancestry(self) -> dict[str, str]:

@@ -136,7 +136,9 @@ def _steps(
         return local[process_index::process_count]
     _check_packable(prepared)
     if examples is not None:
-        raise UserError(f"examples={examples} with rows={rows}: padding examples are not packed. Leave one of them out.")
+        raise UserError(
+            f"examples={examples} with rows={rows}: padding examples are not packed. Leave one of them out."
+        )
     share = rows // process_count
     mine = (process_index * share, (process_index + 1) * share)
     # Every process plans the whole batch, from lengths alone, and reads the examples of its own rows.

@@ -289,7 +289,9 @@ class Decoder:
 
         def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
             # Of adapters, which may be among the layers, the numbers of their places stay as well.
-            kept = str(getattr(path[-1], "key", "")) in ("scale", "bias") or not jnp.issubdtype(leaf.dtype, jnp.floating)
+            kept = str(getattr(path[-1], "key", "")) in ("scale", "bias") or not jnp.issubdtype(
+                leaf.dtype, jnp.floating
+            )
             return leaf if kept else leaf.astype(self.config.dtype)
 
         params = jax.tree_util.tree_map_with_path(cast, params)

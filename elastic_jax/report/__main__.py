@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", help="which study, when measures.parquet holds several; by default the only one")
     parser.add_argument("--out", help="where the report goes (default: <workdir>/report, or report-SCORE)")
     parser.add_argument("--eps", type=float, help="KL in nats/token of the elasticity ratio (default: the study's)")
-    parser.add_argument("--score", default="", help="a scorer of measures.scorers to be taken for the score, such as refusal")
+    parser.add_argument(
+        "--score", default="", help="a scorer of measures.scorers to be taken for the score, such as refusal"
+    )
     parser.add_argument("--summary", choices=("text", "markdown"), help="print the key numbers instead of a page")
     return cli.guarded(_report, parser, argv)
 

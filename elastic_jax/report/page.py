@@ -98,7 +98,14 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
-        **_facts(found), dials=dials.section(swept), resistance=resistance.section(crossed), resistance_texts=resistance.text_names(), figures={f["name"]: f for f in shown}, absent=absent, light=light, dark=dark
+        **_facts(found),
+        dials=dials.section(swept),
+        resistance=resistance.section(crossed),
+        resistance_texts=resistance.text_names(),
+        figures={f["name"]: f for f in shown},
+        absent=absent,
+        light=light,
+        dark=dark,
     )
     write(out / "index.html", page)
     return out / "index.html"

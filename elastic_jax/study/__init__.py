@@ -310,7 +310,11 @@ class Study:
                 for needed in known[key].requires:
                     if needed.key not in keys and not self._executor.is_done(needed):
                         parent = known[key].parent
-                        what = "its parent" if parent is not None and needed.key == parent.key else "the author of its answers,"
+                        what = (
+                            "its parent"
+                            if parent is not None and needed.key == parent.key
+                            else "the author of its answers,"
+                        )
                         return [key, needed.key, what]
             return []
 

@@ -228,7 +228,14 @@ def build(
     runs: list[Run] = []
 
     def add(
-        stage: str, seed: int, arm: str, points: list[int], suffix: str, parent: Run | None, at: int, volume: int,
+        stage: str,
+        seed: int,
+        arm: str,
+        points: list[int],
+        suffix: str,
+        parent: Run | None,
+        at: int,
+        volume: int,
         *,
         what_else: Mapping[str, Any] | None = None,
         **fields: Any,
@@ -325,6 +332,7 @@ def build(
             if not rests or how == "drop":
                 return dict(nominal=tuple((v, v // size) for v in those if v % size))
             return dict(what_else=dict(last_batch=[how, rests[-1]]), last_batch=how, last_rows=rests[-1])
+
         volumes = list(section.volumes)
         if not volumes:
             return []

@@ -279,7 +279,9 @@ class Workdir:
                 continue
             rows = rows.drop(columns="protocol").drop_duplicates(["updates", "measure", "split", "text"])
             # A volume whose rest did not fill a batch is the model that it left, under the volume's own number.
-            there = [rows[rows.updates == updates].assign(examples=volume) for volume, updates in run.get("nominal", ())]
+            there = [
+                rows[rows.updates == updates].assign(examples=volume) for volume, updates in run.get("nominal", ())
+            ]
             rows = pd.concat([rows, *there], ignore_index=True) if there else rows
             rows = rows.assign(**common, **{k: run[k] for k in ("run", "parent", "stage", "arm", "method", "seed")})
             # A study that was recorded by a version without bases has neither.

@@ -26,7 +26,9 @@ def test_the_planted_exponent_of_the_alignment_volume_is_found(study_of):
 def test_a_law_over_models_needs_three_of_them(study_of):
     study = study_of(planted.Plant(noise=0.002))
     values = rebound.per_seed(study)
-    several = [values.assign(model=name, value=values.value * factor) for name, factor in (("a", 1), ("b", 2), ("c", 4))]
+    several = [
+        values.assign(model=name, value=values.value * factor) for name, factor in (("a", 1), ("b", 2), ("c", 4))
+    ]
     described = table.frame(
         [dict(model=m, params=p, pretrain_tokens=0) for m, p in (("a", 1e6), ("b", 4e6), ("c", 16e6))],
         ["model", "params", "pretrain_tokens"],
@@ -42,6 +44,10 @@ def test_decays_are_given_for_every_condition(study_of):
     assert sorted(zip(found.arm, found.align_volume, strict=True)) == [
         ("aligned", 256), ("aligned", 1024), ("aligned", 4096), ("control", 0),
     ]  # fmt: skip
-    assert (found.points == 24).all() and (found.n == 3).all() and found.verdict.isin(["one rate", "two rates", "undecided"]).all()
+    assert (
+        (found.points == 24).all()
+        and (found.n == 3).all()
+        and found.verdict.isin(["one rate", "two rates", "undecided"]).all()
+    )
     short = laws.decays(rebound.trajectories(study_of(planted.Plant(points=(16, 64), seeds=(0,)))))
     assert (short.verdict == "undecided").all() and short.reason.str.contains("need 8").all()

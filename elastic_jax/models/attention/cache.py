@@ -7,6 +7,7 @@ column. One scalar then says how far every row is, and a token is one write in p
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Cache:
     keys: Float[Array, "b k h s"]
     values: Float[Array, "b k s h"]
 
-    def append(self, k_btkh: Float[Array, "b t k h"], v_btkh: Float[Array, "b t k h"], start: jax.Array) -> "Cache":
+    def append(self, k_btkh: Float[Array, "b t k h"], v_btkh: Float[Array, "b t k h"], start: Any) -> "Cache":
         """With the keys and values of `t` more tokens, written from column `start` on."""
         keys = jnp.transpose(k_btkh, (0, 2, 3, 1)).astype(self.keys.dtype)
         values = jnp.transpose(v_btkh, (0, 2, 1, 3)).astype(self.values.dtype)
