@@ -306,6 +306,7 @@ def test_what_the_data_do_not_allow_is_said_before_training(finished, overrides,
             study.check()
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_and_its_report_shows_both_variants(tmp_path: Path):
     recipe = Path(__file__).resolve().parents[2] / "configs" / "resistance.py"
     config = config_lib.load(f"{recipe}:tiny", {"log.tensorboard": False})
