@@ -179,7 +179,9 @@ def _byte_level(folder: Path, prefix: bool) -> tokenizers.Tokenizer:
     made.add_special_tokens([*special, AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
     begin, end = made.token_to_id("<s>"), made.token_to_id("</s>")
     made.post_processor = processors.RobertaProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        sep=("</s>", end), cls=("<s>", begin), add_prefix_space=prefix
+        ("</s>", end),
+        ("<s>", begin),
+        add_prefix_space=prefix,  # by place: tokenizers 0.23 has another name for the second
     )
     return made
 
