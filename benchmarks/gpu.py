@@ -77,11 +77,11 @@ def measure(method: str, config: ModelConfig, rows: int, steps: int, accumulate:
     memory = compiled.memory_analysis()
     with jax.set_mesh(mesh):
         for _ in range(2):
-            state, metrics = compiled(state, batch, key)
+            state, metrics = compiled(state, batch, key, step.frozen)
         jax.block_until_ready(metrics)
         began = time.perf_counter()
         for _ in range(steps):
-            state, metrics = compiled(state, batch, key)
+            state, metrics = compiled(state, batch, key, step.frozen)
         jax.block_until_ready((state, metrics))
         seconds = (time.perf_counter() - began) / steps
     tokens = rows * config.seq_len
