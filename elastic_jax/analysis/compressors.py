@@ -2,8 +2,8 @@
 
 import bz2
 import gzip
-import importlib
 import lzma
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,23 +17,23 @@ _POINTS = (("pre-trained", "pretrain", "base"), ("aligned", "align", "aligned"),
 
 
 def general() -> dict[str, Callable[[bytes], bytes]]:
-    """General-purpose compressors at their highest settings: gzip, bzip2 and xz of the standard library, and zstd where a package
-    for it is installed (`zstandard`, or Python 3.14's own)."""
-    found: dict[str, Callable[[bytes], bytes]] = {
+    """General-purpose compressors at their highest settings."""
+    return {
         "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
         "bzip2 -9": lambda data: bz2.compress(data, 9),
         "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+        "zstd -22": _zstd,
     }
-    for module, make in (
-        ("compression.zstd", lambda zstd: lambda data: zstd.compress(data, 22)),
-        ("zstandard", lambda zstd: lambda data: zstd.ZstdCompressor(level=22).compress(data)),
-    ):
-        try:
-            found["zstd -22"] = make(importlib.import_module(module))
-            break
-        except ImportError:
-            continue
-    return found
+
+
+def _zstd(data: bytes) -> bytes:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+
+        return zstd.compress(data, 22)
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=22).compress(data)
 
 
 def side_by_side(text: bytes, models: Mapping[str, tuple[int, int]]) -> Frame:
