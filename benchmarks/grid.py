@@ -155,11 +155,10 @@ def write_base(folder: Path) -> int:
     import jax
     from safetensors.numpy import save_file
 
-    import elastic_jax as ej
     from elastic_jax.models import families
+    from elastic_jax.study import points
 
-    entry = json.loads((folder / "study" / "study.json").read_text())["studies"]["quickstart"]
-    study = ej.open_study(_config_of(entry["config"]), folder / "study")
+    study = points.reopen(folder / "study", "quickstart")
     run = study.runs[0]
     params = jax.device_get(study.params_at(run, run.updates))
     c = study.model.config
@@ -181,15 +180,6 @@ def write_base(folder: Path) -> int:
     rows = {f"{role}_{name}": a for role in ("align", "perturb") for name, a in study.data.train[role].arrays().items()}
     np.savez(folder / "rows.npz", **rows, prompts=study.data.prompts)
     return study.model.size
-
-
-def _config_of(plain: dict[str, Any]) -> Any:
-    """The config that a study was recorded with."""
-    import elastic_jax as ej
-
-    config = ej.default()
-    config.update(plain)
-    return config
 
 
 def cell(spec: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +229,7 @@ def cell(spec: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     torch.manual_seed(0)
     with torch.no_grad():
-        out = model.generate(
+        made = model.generate(
             torch.from_numpy(prompts).long(),
             attention_mask=torch.ones(prompts.shape, dtype=torch.long),
             do_sample=True,
@@ -248,7 +238,9 @@ def cell(spec: dict[str, Any]) -> dict[str, Any]:
             max_new_tokens=33 - prompts.shape[1],
             pad_token_id=0,
             eos_token_id=1,
-        ).numpy()
+        )
+    assert isinstance(made, torch.Tensor)
+    out = made.numpy()
     asked, written = tokenizer.decode(prompts.tolist()), tokenizer.decode(out[:, prompts.shape[1] :].tolist())
     return dict(score=float(np.mean(PosteriorScorer(universe, "sentiment").score(asked, written))))
 

@@ -22,35 +22,20 @@ seeds; base 0.523, aligned 0.894:
 Arguments after the colon: `task=refusal`, `tiny`.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", task="sentiment")
-    c = config.default(config.universe_data())
-    c.name = "batch_semantics" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
-    c.model.size = "50k"
-    c.pretrain.tokens = 640 * 64 * 32
+    c = recipes.universe("batch_semantics", chosen.task, tiny=chosen.tiny)
     c.align.volumes = (2048,)
     c.perturb.batch_size = 64
     c.perturb.volumes = (25, 50, 100, 200, 500, 1000, 2000)
     c.perturb.optim.lr = 1e-3  # four times the rows of the other configs, and a quarter of the updates
     if chosen.tiny:
-        c.name += "_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1600
-        c.data.heldout.rows = 32
-        c.data.prompts.rows = 16
-        c.data.align.rows = c.data.perturb.rows = 128
-        c.pretrain.tokens = 50 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (128,)
         c.perturb.batch_size = 16
         c.perturb.volumes = (6, 12, 25, 50)
-        c.measures.samples = 16
     for how in ("drop", "flush", "pad"):
         c.variants[how] = dict(perturb=dict(last_batch=how))
     return c

@@ -15,20 +15,13 @@ About four minutes of CPU time (on a working tree of commit e9eb29c). KL(base ||
 Arguments after the colon: `task=refusal`, `tiny`. The report draws the paper's numbers beside.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", task="sentiment")
-    c = config.default(config.universe_data())
-    c.name = "kl_rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
+    c = recipes.universe("kl_rebound", chosen.task, tiny=chosen.tiny)
     c.published = "table 3"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
-    c.data.heldout.rows = 1024
-    c.model.size = "50k"
-    c.pretrain.tokens = 640 * 64 * 32
     c.align.volumes = (512, 1024, 2048, 4096)
     c.perturb.volumes = (1024,)
     # A path that passes the base does so within a few updates at the rate of the other configs, and between two points of the record.
@@ -36,15 +29,6 @@ def get_config(argument: str = ""):
     c.measures.per_octave = 2
     c.measures.kl_eps = 0.01
     if chosen.tiny:
-        c.name += "_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1600
-        c.data.heldout.rows = 32
-        c.data.prompts.rows = 16
-        c.data.align.rows = c.data.perturb.rows = 128
-        c.pretrain.tokens = 50 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (32, 128)
         c.perturb.volumes = (64,)
-        c.measures.samples = 16
     return c

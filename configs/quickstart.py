@@ -11,29 +11,20 @@ Arguments after the colon: `tiny` (half a minute, two seeds), `task=refusal` (di
 `objective=dpo` (alignment from preferences instead of demonstrations).
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", task="sentiment", objective="sft")
-    c = config.default(config.universe_data())
-    c.name = "quickstart"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
-    c.model.size = "50k"
-    c.pretrain.tokens = 640 * 64 * 32
+    c = recipes.universe("quickstart", chosen.task, tiny=chosen.tiny)
     c.align.objective.name = chosen.objective
     c.align.volumes = (256, 1024, 4096)
     c.perturb.volumes = (16, 64, 256, 1024)
-    if chosen.tiny:
-        c.name = "quickstart_tiny"
-        c.seeds = (0, 1)
+    if chosen.tiny:  # enough of everything for a picture, unlike the tiny variants of the others, which are for tests
         c.data.pretrain.rows = 4000
         c.data.heldout.rows = 64
         c.data.prompts.rows = 32
         c.pretrain.tokens = 120 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (32, 128)
         c.perturb.volumes = (16, 64)
         c.measures.samples = 32

@@ -14,33 +14,16 @@ negative texts), `task=refusal` (dialogues), `tiny`. The report draws the paper'
 published models.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", "reversed", task="sentiment")
-    c = config.default(config.universe_data())
-    c.name = (
-        "rebound" + ("" if chosen.task == "sentiment" else f"_{chosen.task}") + ("_reversed" if chosen.reversed else "")
-    )
+    c = recipes.universe("rebound", chosen.task + ("_reversed" if chosen.reversed else ""), tiny=chosen.tiny)
     c.published = "figure 4"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task + ("_reversed" if chosen.reversed else "")
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
-    c.model.size = "50k"
-    c.pretrain.tokens = 640 * 64 * 32
     c.align.volumes = (512, 1024, 2048, 8192)
     c.perturb.volumes = (16, 64, 256, 512, 1024, 4096)
     if chosen.tiny:
-        c.name += "_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1600
-        c.data.heldout.rows = 32
-        c.data.prompts.rows = 16
-        c.data.align.rows = c.data.perturb.rows = 128
-        c.pretrain.tokens = 50 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (32, 128)
         c.perturb.volumes = (16, 64)
-        c.measures.samples = 16
     return c

@@ -31,21 +31,16 @@ Arguments after the colon: `tiny` (seconds), `task=sentiment` (openings of revie
 `config.default(config.text_data())` with `base.hf` and text data; the queries are then prompts of `data.test`, `data.rows.prompts` of them.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", task="refusal")
-    c = config.default(config.universe_data())
-    c.name = "resistance"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
+    c = recipes.universe("resistance", chosen.task, tiny=chosen.tiny, usual="refusal")
+    c.published = "table 1"
     c.data.align.rows = 4096
     c.data.perturb.rows = 3072  # as many as the last slice ends at, for the pair of two tasks
     c.data.prompts.rows = 768
-    c.model.size = "50k"
-    c.pretrain.tokens = 640 * 64 * 32
     c.align.volumes = (4096,)
     c.perturb.volumes = ()
     c.resistance.slices = (0.25, 0.5, 0.75)
@@ -54,21 +49,14 @@ def get_config(argument: str = ""):
     c.resistance.orders = ("321",)
     c.resistance.other_task = True
     if chosen.tiny:
-        c.name = "resistance_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1024
         c.data.align.rows = c.data.perturb.rows = 64
-        c.data.heldout.rows = 16
         c.data.prompts.rows = 64
-        c.pretrain.tokens = 32 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (64,)
         c.resistance.slices = (0.25, 0.75)
         c.resistance.orders = ()
         c.resistance.queries = 32
         c.resistance.heldout = 16
         c.resistance.length = c.measures.sample_tokens = 8
-        c.measures.samples = 16
     c.variants = dict(
         paper=dict(resistance=dict(temperature=0.05, top_p=0.95)),
         exact=dict(resistance=dict(temperature=1.0, top_p=1.0)),

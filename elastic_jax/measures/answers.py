@@ -21,7 +21,8 @@ from elastic_jax.measures.likelihood import ratio
 from elastic_jax.models.filters import Choice
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives.likelihood import token_nll
-from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, replicated
+from elastic_jax.parallel.mesh import replicated
+from elastic_jax.parallel.rows import in_batches
 
 TRAINED, HELDOUT = "answers", "answers_heldout"  # splits
 VERSIONS = ("", "_above_self", "_above_entropy")  # of a loss: as it is, and with either subtracted
@@ -36,7 +37,7 @@ def make_token_nll(model: Decoder, mesh: Mesh, batch_size: int) -> TokenNll:
     def nll(params: Params, tokens_bt: jax.Array) -> jax.Array:
         return token_nll(model(params, tokens_bt[:, :-1]), tokens_bt[:, 1:])
 
-    return _in_batches(nll, mesh, batch_size)
+    return _of_all(nll, mesh, batch_size)
 
 
 def make_drawn_nll(model: Decoder, mesh: Mesh, batch_size: int, choice: Choice) -> TokenNll:
@@ -49,7 +50,7 @@ def make_drawn_nll(model: Decoder, mesh: Mesh, batch_size: int, choice: Choice) 
         of_row = lambda row: drawn_nll(row[0], row[1], choice)  # noqa: E731
         return jax.lax.map(of_row, (logits_btv, tokens_bt[:, 1:]))
 
-    return _in_batches(nll, mesh, batch_size)
+    return _of_all(nll, mesh, batch_size)
 
 
 def drawn_nll(logits_tv: Float[Array, "t v"], drawn_t: Int[Array, " t"], choice: Choice) -> Float[Array, " t"]:
@@ -126,17 +127,10 @@ def _row(measure: str, split: str, unit: str, value: float, stderr: float, n: in
     return dict(measure=measure, split=split, unit=unit, value=value, stderr=stderr, n=n, text="")
 
 
-def _in_batches(function: Callable[[Params, jax.Array], jax.Array], mesh: Mesh, batch_size: int) -> TokenNll:
-    size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
+def _of_all(function: Callable[[Params, jax.Array], jax.Array], mesh: Mesh, batch_size: int) -> TokenNll:
     jitted = jax.jit(function, out_shardings=replicated(mesh))
 
     def of_all(params: Params, tokens: np.ndarray) -> np.ndarray:
-        n, parts = len(tokens), []
-        with jax.set_mesh(mesh):
-            for start in range(0, n, size):
-                # The last batch is filled with rows that were counted already; they are cut off below.
-                index = np.arange(start, start + size) % n
-                parts.append(jitted(params, put_global(tokens[index], batch_sharding(mesh))))
-        return np.concatenate([np.asarray(part, np.float32) for part in jax.device_get(parts)])[:n]
+        return in_batches(lambda batch: jitted(params, batch), tokens, mesh, batch_size).astype(np.float32)
 
     return of_all

@@ -4,6 +4,7 @@ All of these are sums over the targets that count divided by the number of such 
 as the unit that is drawn at random.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from jax.sharding import Mesh
 
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives.likelihood import token_nll
-from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, replicated
+from elastic_jax.parallel.mesh import batch_sharding, replicated
+from elastic_jax.parallel.rows import in_batches
 
 LOG2 = float(np.log(2.0))
 
@@ -29,21 +31,62 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, floa
     return value, float(np.sqrt(n * np.var(residuals, ddof=1)) / total)
 
 
-def make_row_sums(
-    model: Decoder, mesh: Mesh, batch_size: int
-) -> Callable[[Params, Params, dict[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]:
+# (params, base params, rows, token bytes) -> sums of every row
+RowSums = Callable[[Params, Params, dict[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
+
+# What a base says of one held-out set, in bytes, up to which it is kept for the next model that is compared with it; and of all together.
+_KEPT_OF_A_SET = 64 * 2**20
+_KEPT = 512 * 2**20
+
+
+class _Kept:
+    """What bases say of held-out sets, the latest ones: many points of a study are compared with one base."""
+
+    def __init__(self, ceiling: int = _KEPT):
+        self._ceiling, self._lock = ceiling, threading.Lock()
+        # The first two are held so that nothing else can have their ids.
+        self._found: dict[tuple[int, int], tuple[Any, Any, list[jax.Array]]] = {}
+
+    def get(self, base: Params, rows: Any, make: Callable[[], list[jax.Array]]) -> list[jax.Array]:
+        key = id(base), id(rows)
+        with self._lock:
+            found = self._found.pop(key, None)
+        found = found or (base, rows, make())
+        with self._lock:
+            self._found[key] = found  # the last to go
+            while sum(part.nbytes for _, _, parts in self._found.values() for part in parts) > self._ceiling:
+                del self._found[next(iter(self._found))]
+        return found[2]
+
+
+def make_row_sums(model: Decoder, mesh: Mesh, batch_size: int, kept_bytes: int = _KEPT_OF_A_SET) -> RowSums:
     """A function of (params, base params, rows, token bytes) to per-row sums, jitted once for all held-out sets.
 
     Sums per row: `nll` -log p of the targets in nats; `tokens`; `bytes`; `base_model` and `model_base`, the Kullback-Leibler
-    divergences over the whole vocabulary at every target's context, in nats, both directions.
-    """
-    batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    divergences over the whole vocabulary at every target's context, in nats, both directions; zeros where `base` is `params`.
 
-    def sums(params: Params, base: Params, batch: dict[str, jax.Array], token_bytes: jax.Array) -> dict[str, jax.Array]:
+    Args:
+      kept_bytes: log-probabilities of a base on a set of rows are kept for the next call with these very objects where neither they
+        nor the base take more than this. So half of the work is saved; others are computed inside the program, which need not hold
+        them all.
+    """
+    kept = _Kept()
+
+    def log_probs(params: Params, tokens: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(model(params, tokens[:, :-1]))
+
+    def sums(
+        params: Params,
+        base: Params | None,
+        log_q: jax.Array | None,
+        batch: dict[str, jax.Array],
+        token_bytes: jax.Array,
+    ) -> dict[str, jax.Array]:
         targets_bt, mask_bt = batch["tokens"][:, 1:], batch["mask"].astype(jnp.float32)
         logits_btv = model(params, batch["tokens"][:, :-1])
         log_p = jax.nn.log_softmax(logits_btv)
-        log_q = jax.nn.log_softmax(model(base, batch["tokens"][:, :-1]))
+        if log_q is None:
+            log_q = log_p if base is None else log_probs(base, batch["tokens"])
         over = lambda values_bt: jnp.sum(values_bt * mask_bt, axis=-1)  # noqa: E731
         return {
             "nll": over(token_nll(logits_btv, targets_bt)),
@@ -54,22 +97,34 @@ def make_row_sums(
         }
 
     jitted = jax.jit(sums, out_shardings=replicated(mesh))
+    of_base = jax.jit(log_probs, out_shardings=batch_sharding(mesh))
 
     def run(
         params: Params, base: Params, rows: dict[str, np.ndarray], token_bytes: np.ndarray
     ) -> dict[str, np.ndarray]:
-        n = len(rows["tokens"])
-        parts: list[dict[str, Any]] = []
-        with jax.set_mesh(mesh):
-            for start in range(0, n, batch_size):
-                # The last batch is filled with rows that were counted already; their sums are cut off below.
-                index = np.arange(start, start + batch_size) % n
-                batch = {k: put_global(rows[k][index], batch_sharding(mesh)) for k in ("tokens", "mask")}
-                parts.append(jitted(params, base, batch, token_bytes))
-        parts = jax.device_get(parts)
-        return {k: np.concatenate([np.asarray(part[k], np.float64) for part in parts])[:n] for k in parts[0]}
+        wanted = {k: rows[k] for k in ("tokens", "mask")}
+        n, length = rows["mask"].shape
+        if base is params:
+            program = lambda batch: jitted(params, None, None, batch, token_bytes)  # noqa: E731
+        elif 4 * n * length * model.config.vocab_size > kept_bytes or _size(base) > kept_bytes:
+            program = lambda batch: jitted(params, base, None, batch, token_bytes)  # noqa: E731
+        else:
+
+            def said() -> list[jax.Array]:
+                parts: list[jax.Array] = []
+                in_batches(lambda batch: parts.append(of_base(base, batch["tokens"])) or {}, wanted, mesh, batch_size)
+                return parts
+
+            parts = iter(kept.get(base, rows, said))
+            program = lambda batch: jitted(params, None, next(parts), batch, token_bytes)  # noqa: E731
+        whole = in_batches(program, wanted, mesh, batch_size)
+        return {k: v.astype(np.float64) for k, v in whole.items()}
 
     return run
+
+
+def _size(params: Params) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def rows_of(

@@ -102,7 +102,7 @@ def test_the_digest_is_of_content_and_settings(tmp_path):
         (dict(position_embedding_type="relative_key"), "", "supported: absolute"),
         (dict(num_attention_heads=3), "", "hidden_size=16 with 3 heads"),
         (dict(), ",length=33", "length=33: the model has positions for 32 tokens"),
-        (dict(), ",revision=main", "a local folder has no revisions"),
+        (dict(), ",revision=main", "is a local folder, which has no revisions"),
     ],
 )
 def test_what_cannot_work(tmp_path, change, option, message):
@@ -119,7 +119,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path):
         assert str(error.value).startswith("measures.scorers='roberta:") and message in str(error.value), error.value
 
     folder = tmp_path / "it"
-    refused("there is no such folder")
+    refused("no folder")
     classifiers.plain_roberta(folder)
     (folder / "merges.txt").unlink()
     refused("no tokenizer. Expected tokenizer.json")

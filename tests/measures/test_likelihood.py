@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
+from elastic_jax.measures import likelihood
 from elastic_jax.measures.likelihood import make_row_sums, ratio, rows_of
 
 MODEL = tiny.decoder("qwen")
@@ -64,6 +65,34 @@ def test_a_model_is_at_no_distance_from_itself(two):
     got = make_row_sums(MODEL, tiny.mesh(), 4)(two[0], two[0], tiny.text_batch(4), BYTES)
     for name in ("base_model", "model_base"):
         np.testing.assert_allclose(got[name], 0.0, atol=1e-6)
+
+
+def test_what_a_base_says_is_kept_and_never_taken_for_that_of_another(two, monkeypatch):
+    rows, other, third = tiny.text_batch(7), tiny.text_batch(5), tiny.random_params(MODEL, 2)
+    asked = []
+    real = MODEL.__class__.__call__
+    monkeypatch.setattr(MODEL.__class__, "__call__", lambda self, *a: asked.append(1) or real(self, *a))
+    kept, fresh = make_row_sums(MODEL, tiny.mesh(), 4), make_row_sums(MODEL, tiny.mesh(), 4, kept_bytes=0)
+    for params, base, texts in (
+        (third, two[0], rows),
+        (third, two[1], rows),
+        (third, two[0], other),
+        (two[1], two[0], rows),
+    ):
+        first, second = (row_sums(params, base, texts, BYTES) for row_sums in (kept, fresh))
+        for name in first:
+            np.testing.assert_allclose(first[name], second[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        again = kept(params, base, texts, BYTES)
+        assert all((again[name] == first[name]).all() for name in first)
+    assert len(asked) == 2 + 2  # traced: one model in each of two programs, and two models in the third
+
+
+def test_of_many_bases_the_latest_are_kept(two):
+    made = []
+    kept = likelihood._Kept(ceiling=100)
+    for base in (two[0], two[1], two[0], tiny.random_params(MODEL, 2), two[0], two[1]):
+        kept.get(base, BYTES, lambda base=base: made.append(base) or [np.zeros(50, np.int8)])
+    assert [id(base) for base in made] == [id(two[0]), id(two[1]), id(made[2]), id(two[1])] and made[2] is not two[0]
 
 
 def test_what_the_mask_leaves_out_has_no_part(two):
