@@ -22,11 +22,14 @@ from jaxtyping import Array, Float, Int
 
 from elastic_jax.models.products import matmul, matmul_nt, matmul_tn
 from elastic_jax.parallel import mesh as mesh_lib
+from elastic_jax.parallel.device import current_device
 
 MASKED = -1e30  # exp() of it is exactly zero, and unlike -inf it gives no NaN when multiplied by zero
 # A few percent of an accelerator's memory, and rows enough to keep its matrix unit busy.
-CHUNK_BYTES = 256 * 2**20
-CHUNK_ROWS = 1024
+CHUNK_BYTES, CHUNK_ROWS = 256 * 2**20, 1024
+# What the caches of a CPU hold, so that the passes after the product need no memory, and rows enough to make little of adding up the
+# gradient of the head (benchmarks/results/loss.md).
+CPU_CHUNK_BYTES, CPU_CHUNK_ROWS = 16 * 2**20, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Head:
       tied: the weight is the embedding, [v, d]; otherwise [d, v].
       softcap: c > 0 replaces a logit x by c tanh(x / c).
       vocab: number of tokens that exist; later columns of the weight are padding and have probability exactly zero. 0: all.
-      chunk: tokens per chunk on a device. 0: as many as have CHUNK_BYTES of float32 logits on it, but CHUNK_ROWS at least. Chunks
-        are of equal size, so the largest that is needed may be smaller; one that takes all tokens is computed without a loop.
+      chunk: tokens per chunk on a device. 0: as many as have CHUNK_BYTES of float32 logits on it, but CHUNK_ROWS at least (on a
+        CPU less of both). Chunks are of equal size, so the largest that is needed may be smaller; one that takes all tokens is
+        computed without a loop.
     """
 
     tied: bool = False
@@ -46,9 +50,10 @@ class Head:
     vocab: int = 0
     chunk: int = 0
 
-    def chunks(self, tokens: int, columns: int) -> int:
+    def chunks(self, tokens: int, columns: int, platform: str = "") -> int:
         """Into how many chunks `tokens` tokens of a device are cut when it holds `columns` columns of the head."""
-        most = self.chunk or max(CHUNK_BYTES // (4 * columns), CHUNK_ROWS)
+        size, rows = (CPU_CHUNK_BYTES, CPU_CHUNK_ROWS) if platform == "cpu" else (CHUNK_BYTES, CHUNK_ROWS)
+        most = self.chunk or max(size // (4 * columns), rows)
         return max(-(-tokens // most), 1)
 
 
@@ -166,29 +171,37 @@ class _Logits:
 
     head: Head
     values_cv: jax.Array  # after the soft-cap, before the padding is masked
-    target_cv: jax.Array  # True at the target's column
-    exists_cv: jax.Array | None  # False for padding; None where there is none
-    lse_c: jax.Array
+    targets_c: jax.Array
+    weights_cv: jax.Array  # exp(logit - the largest of its row): the softmax before its division; 0 for padding
+    total_c: jax.Array  # their sums
+    nll_c: jax.Array
 
     @classmethod
     def of(cls, head: Head, hidden_cd: jax.Array, weight: jax.Array, targets_c: jax.Array) -> "_Logits":
         values_cv, exists = _products(head, hidden_cd, weight)
-        # The target is found by comparison: a look-up would make the partitioner gather a vocabulary that is sharded.
-        target_cv = _columns_of(values_cv) == targets_c[:, None]
-        lse_c = jax.nn.logsumexp(_masked(values_cv, exists), axis=1)
-        return cls(head, values_cv, target_cv, exists, lse_c)
-
-    @property
-    def nll_c(self) -> jax.Array:
-        return self.lse_c - jnp.sum(jnp.where(self.target_cv, self.values_cv, 0.0), axis=1)
+        masked_cv = _masked(values_cv, exists)
+        highest_c = jnp.max(masked_cv, axis=1)
+        weights_cv = jnp.exp(masked_cv - highest_c[:, None])
+        total_c = jnp.sum(weights_cv, axis=1)
+        nll_c = jnp.log(total_c) + highest_c - _of_target(values_cv, targets_c)
+        return cls(head, values_cv, targets_c, weights_cv, total_c, nll_c)
 
     def gradient(self, weights_c: jax.Array) -> jax.Array:
         """Of sum(weights * nll) in the products of hidden states and head, [c, v]."""
-        p_cv = jnp.exp(_masked(self.values_cv, self.exists_cv) - self.lse_c[:, None])
-        d_cv = (p_cv - self.target_cv) * weights_c[:, None]
+        # Exponentials of a pass before, and divisions of rows: a second exp over [c, v] would cost as much as a product.
+        hit_cv = _columns_of(self.values_cv) == self.targets_c[:, None]
+        d_cv = self.weights_cv * (weights_c / self.total_c)[:, None] - jnp.where(hit_cv, weights_c[:, None], 0.0)
         if self.head.softcap:
             d_cv = d_cv * (1.0 - jnp.square(self.values_cv / self.head.softcap))
         return d_cv
+
+
+def _of_target(values_cv: jax.Array, targets_c: jax.Array) -> jax.Array:
+    """The logit of every row's target, [c]."""
+    if mesh_lib.parts("vocab") == 1 and mesh_lib.parts("batch") == 1:
+        return jnp.take_along_axis(values_cv, targets_c[:, None], axis=1)[:, 0]
+    # By comparison: a look-up would make the partitioner gather what is sharded.
+    return jnp.sum(jnp.where(_columns_of(values_cv) == targets_c[:, None], values_cv, 0.0), axis=1)
 
 
 def _products(head: Head, hidden_cd: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -237,7 +250,7 @@ def _by_shard(head: Head, local: Any, weight: jax.Array, rows: tuple[jax.Array, 
     """
     columns = -(-weight.shape[0 if head.tied else 1] // mesh_lib.parts("vocab"))
     shards, n = mesh_lib.parts("batch"), len(rows[0])
-    count = head.chunks(-(-n // shards), columns)
+    count = head.chunks(-(-n // shards), columns, current_device().platform)
     # Cast before it is gathered: half the bytes.
     weight = mesh_lib.shard(weight.astype(rows[0].dtype), *_dims(head))
     if shards == 1 or count == 1 or n % shards:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 
+from elastic_jax.data import files
 from elastic_jax.errors import UserError
 from elastic_jax.parallel import distributed, hardware
 
@@ -130,10 +131,9 @@ def user_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     if given:
         return Path(given).expanduser()
     try:
-        base = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return files.user_cache(environ)
     except RuntimeError:  # a user without a home
         return None
-    return Path(base) / "elastic_jax"
 
 
 def enable(environ: Mapping[str, str] = os.environ) -> Counter | None:

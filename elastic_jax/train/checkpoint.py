@@ -4,15 +4,17 @@ Orbax `CheckpointManager`, asynchronous. A step folder holds `params`, `opt_stat
 volumes), so that parameters can be read without the moments, and the lineage without any array. Of a run that trains adapters,
 parameters and moments are those of the adapters.
 
-Training goes on at once: `save` launches a copy of the state and its checksums on the devices and returns; fetching them, and
-everything that touches the disk or the bucket, happens in a thread. With several processes, whose saves meet at barriers on the
-devices, or without memory for a copy, `save` returns when the host has the state, and only the writing is left to a thread.
+Training goes on at once: `save` launches a copy of the state on the devices, and where there are several its checksums, and
+returns; fetching them, and everything that touches the disk or the bucket, happens in a thread. With several processes, whose
+saves meet at barriers on the devices, or without memory for a copy, `save` returns when the host has the state, and only the
+writing is left to a thread.
 """
 
 import dataclasses
 import functools
 import logging
 import os
+import threading
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -34,6 +36,10 @@ from elastic_jax.train import state as state_lib
 from elastic_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
+
+# Orbax 0.12 numbers the saves of a process and looks up by the latest number what the current one waits for: of two at the same time, one
+# may be taken for complete before it is.
+_WRITING = threading.Lock()
 
 
 class Damaged(Exception):
@@ -91,20 +97,29 @@ class Checkpoints:
         in_thread = jax.process_count() == 1 and has_room(state)
         disk = (_copied if in_thread else _unstacked)(self._model, state)
         items = dict(params=disk.params, opt_state=disk.opt_state)
-        # Launched from here: programs of several devices must reach all of them in one order.
-        sums = {name: checksum.start(item, self._mesh) for name, item in items.items()}
+        # Launched from here where programs of several devices must reach all of them in one order. One device is given them by the
+        # thread: it takes no more than some at a time, and there are as many as arrays.
+        here = self._mesh.size > 1 or not in_thread
+        sums = {name: checksum.start(item, self._mesh) for name, item in items.items()} if here else {}
         obsolete, self._obsolete = self._obsolete, set(instead_of)
         if in_thread:
-            self._saving = self._thread.submit(self._write, items, sums, updates, meta, obsolete)
+            self._saving = self._thread.submit(self._write_alone, items, sums, updates, meta, obsolete)
         else:
             self._write(items, sums, updates, meta, obsolete)
+
+    def _write_alone(self, *args: Any) -> None:
+        """`_write` to its end, while no other run of this process is being written."""
+        with _WRITING:
+            self._write(*args)
+            self._manager.wait_until_finished()
 
     def _write(
         self, items: dict[str, Any], sums: dict[str, Any], updates: int, meta: dict[str, Any], obsolete: Collection[int]
     ) -> None:
         self._delete_complete(obsolete)
         meta = {**meta, "updates": updates}
-        checksums = {name: checksum.finish(item, sums[name]) for name, item in items.items()}
+        started = {name: sums.get(name) or checksum.start(item, self._mesh) for name, item in items.items()}
+        checksums = {name: checksum.finish(item, started[name]) for name, item in items.items()}
         checksums["meta"] = checksum.of_json(meta)
         arrays = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
         stated = ocp.args.JsonSave({**meta, "checksums": checksums})

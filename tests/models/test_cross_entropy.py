@@ -124,6 +124,9 @@ def test_the_automatic_chunk_is_what_its_rule_says():
     assert Head().chunks(10 * rows, size) == 10  # never fewer rows than CHUNK_ROWS
     assert Head(chunk=100).chunks(1000, size) == 10 and Head(chunk=300).chunks(1000, 8) == 4
     assert Head(chunk=5000).chunks(1000, size) == 1
+    rows, size = cross_entropy.CPU_CHUNK_ROWS, cross_entropy.CPU_CHUNK_BYTES
+    assert Head().chunks(size // (4 * 2048) + 1, 2048, "cpu") == 2
+    assert Head().chunks(10 * rows, size, "cpu") == 10 and Head(chunk=100).chunks(1000, size, "cpu") == 10
 
 
 @pytest.mark.parametrize("value", [-1, 2.5, True])

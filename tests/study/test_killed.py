@@ -33,15 +33,17 @@ MOMENTS: list[tuple[str, Callable[[Path], bool]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path, uninterrupted: Path, seed: int) -> None:
-    rng = random.Random(seed)
+@pytest.mark.parametrize("seed, together", [(0, "off"), (1, "2")], ids=["one by one", "as populations"])
+def test_killed_at_random_moments_it_ends_with_the_same_table(
+    tmp_path: Path, uninterrupted: Path, seed: int, together: str
+) -> None:
+    rng, overrides = random.Random(seed), [OFTEN, f"--config.population={together}"]
     workdir, killed = tmp_path / "w", 0
     chosen = sorted(rng.sample(range(len(MOMENTS)), 6))
     for index in chosen:
         name, seen = MOMENTS[index]
         process = subprocess.Popen(
-            small_studies.command(workdir, OFTEN),
+            small_studies.command(workdir, *overrides),
             env=small_studies.environment(), cwd=small_studies.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         deadline = time.monotonic() + 240
@@ -54,9 +56,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path, un
         assert process.returncode in (0, -signal.SIGKILL), f"after {name!r}:\n{err.decode()}"
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 4
-    done = small_studies.shell(workdir, OFTEN)
+    done = small_studies.shell(workdir, *overrides)
     assert done.returncode == 0, done.stderr
     small_studies.assert_same(small_studies.table(workdir), small_studies.table(uninterrupted))
     assert small_studies.losses(workdir) == small_studies.losses(uninterrupted)
-    again = small_studies.shell(workdir, OFTEN)
+    again = small_studies.shell(workdir, *overrides)
     assert again.returncode == 0 and "All runs were done already; nothing was computed." in again.stdout

@@ -99,6 +99,21 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_population_as_one_trains_its_runs(tmp_path: Path) -> None:
+    lanes = ("--config.mesh.run=2", "--config.population=2")  # one on each process
+    two = launch(tmp_path / "two", *lanes)
+    assert [done.returncode for done in two] == [0, 0], "\n".join(done.stderr for done in two)
+    assert "control-s0 and 1 more" in two[0].stderr or "and 2 more" in two[0].stderr
+    one = small_studies.shell(tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    found, wanted = small_studies.losses(tmp_path / "two"), small_studies.losses(tmp_path / "one")
+    assert found.keys() == wanted.keys()
+    for run, values in wanted.items():
+        np.testing.assert_allclose(found[run], values, rtol=1e-5, err_msg=run)
+    small_studies.assert_close(small_studies.table(tmp_path / "two"), small_studies.table(tmp_path / "one"))
+
+
+@pytest.mark.slow
 def test_a_mistake_is_told_by_every_process(tmp_path: Path) -> None:
     """Process 0 alone looks at the data and the folder; the others must not wait for it."""
     ended = launch(tmp_path / "w", "--config.data.align.rows=16")

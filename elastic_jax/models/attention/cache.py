@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from elastic_jax.models.attention.reference import MASKED
 from elastic_jax.models.attention.view import View
 from elastic_jax.models.products import matmul
 from elastic_jax.parallel.mesh import shard
-
-MASKED = -1e30  # as in the reference: a row without any key gives no NaN
 
 
 @jax.tree_util.register_dataclass
