@@ -7,10 +7,10 @@ of the model and its pre-training (`scaling`); is the volume that undoes an alig
 import math
 from collections.abc import Iterable, Sequence
 
-from elastic_jax.analysis import decay, scaling, statistics, table
+from elastic_jax.analysis import decay, rebound, scaling, statistics, table
 from elastic_jax.analysis.decay import Curve
 from elastic_jax.analysis.rebound import CONDITION, Trajectory
-from elastic_jax.analysis.table import Frame
+from elastic_jax.analysis.table import Frame, Study
 
 QUANTITIES = {
     "half_life_examples": "half-life",
@@ -47,6 +47,14 @@ def decays(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> Fram
     times = [f"{name}{end}" for name in ("one", "fast", "slow") for end in ("", "_low", "_high")]
     names = [*CONDITION, *times, "share_fast", "evidence", "r2_one", "r2_two", "points", "n", "verdict", "reason"]
     return table.frame(rows, names)
+
+
+def decays_of(study: Study, level: float = statistics.LEVEL) -> Frame:
+    """`decays` of the scores of a study, computed once for it."""
+    key = ("decays", level)
+    if key not in study.memo:
+        study.memo[key] = decays(rebound.trajectories(study), level)
+    return study.memo[key]
 
 
 def power_laws(values: Frame, sizes: Frame, level: float = statistics.LEVEL) -> Frame:

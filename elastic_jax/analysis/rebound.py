@@ -359,7 +359,8 @@ def per_seed(study: Study, *, eps: float = EPS) -> Frame:
     for measure in DIRECTIONS:
         for split in sorted(set(study.rows[study.rows.measure == measure].split)):
             for path in trajectories(study, measure, split):
-                _divergence_quantities(path, out, measure, split, eps)
+                text = tokens_of_a_text(study, path.condition[0], split)
+                _divergence_quantities(path, out, measure, split, eps, text)
     return table.frame(out, _PER_SEED)
 
 
@@ -383,6 +384,23 @@ def further_per_seed(study: Study) -> Frame:
         for path in trajectories(study, measure, "samples"):
             _score_quantities(path, out, (measure, "samples"), unit)
     return table.frame(out, _PER_SEED)
+
+
+def tokens_of_a_text(study: Study, model: str = "", split: str = "pretrain") -> float | None:
+    """Tokens of a held-out text, by which a KL per token becomes one per text; None where the table does not say.
+
+    The rate per token is the sum over texts divided by their tokens, so that the product is the mean over texts of the divergence
+    of a whole text, exactly.
+
+    Args:
+      model: the variant, where variants read different data.
+    """
+    rows = study.rows[study.rows.stage == "data"]
+    for name in (f"{model}: {split}-heldout", f"{split}-heldout"):
+        counts = rows[rows.split == name].groupby("measure").value.max()
+        if {"loss_tokens", "rows"} <= set(counts.index) and counts["rows"]:
+            return float(counts["loss_tokens"] / counts["rows"])
+    return None
 
 
 def _key(path: Trajectory) -> tuple:
@@ -428,15 +446,22 @@ def _score_quantities(path: Trajectory, out: list[dict], measure: tuple[str, str
     add("overshoot", unit, overshoot, why)
 
 
-def _divergence_quantities(path: Trajectory, out: list[dict], measure: str, split: str, eps: float) -> None:
+def _divergence_quantities(
+    path: Trajectory, out: list[dict], measure: str, split: str, eps: float, text: float | None
+) -> None:
     add = _adder(out, path, (measure, split))
     unit = "nats/token"
     add("kl_start", unit, path.start)
     add("kl_final", unit, path.final)
+    if text:
+        add("kl_start_per_text", "nats/text", path.start * text)
+        add("kl_final_per_text", "nats/text", path.final * text)
     if path.arm == "control":
         return
     lowest, where = minimum(path)
     add("kl_minimum", unit, lowest)
+    if text:
+        add("kl_minimum_per_text", "nats/text", lowest * text)
     add("kl_minimum_examples", "examples", where)
     add("kl_rebound", unit, path.start - lowest)
     add("kl_overshoot", unit, path.final - lowest)

@@ -34,7 +34,7 @@ FLOATS = ("value", "stderr")
 COLUMNS = (*STRINGS, *INTEGERS, *FLOATS)
 LATER = ("pretrain_tokens",)  # which tables of earlier versions lack: 0 there
 SCHEMA_KEY = b"elastic_jax"
-STAGES = ("data", "pretrain", "align", "perturb", "resistance")
+STAGES = ("data", "pretrain", "align", "perturb", "resistance", "noise", "order")
 AXES = ("examples", "updates", "tokens")
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Study:
     """One study of a table.
 
     `rows` has the columns of the file and two more: `align_method` (the method that aligned the model behind
-    the row, "" for none) and `perturb_method` (the method of the perturb run, "" in other stages). `info` is
+    the row, "" for none) and `perturb_method` (the method of the perturb run, also of one whose size noise has; "" in other stages). `info` is
     the study's entry of the schema metadata; it may lack fields.
     """
 
@@ -305,6 +305,6 @@ def select(table: Table, study: str | None = None) -> Study:
         behind[run] = methods.get(aligned[0], "") if aligned else ""
     rows = rows.assign(
         align_method=rows.run.map(behind).fillna(""),
-        perturb_method=rows.method.where(rows.stage == "perturb", ""),
+        perturb_method=rows.method.where(rows.stage.isin(["perturb", "noise"]), ""),
     )
     return Study(name, rows, plain.info)

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from elastic_jax import published
-from elastic_jax.analysis import rebound, table
+from elastic_jax.analysis import rebound, resistance, table
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report import figures, style
 from elastic_jax.report.figures import Drawing
 from elastic_jax.report.findings import Findings
+from elastic_jax.report.resistance import arrows, line_name
 
 FIGURES = ("figure 4", "figure 5", "figure 6")
 _UNITS = {"IMDb": "P(positive), IMDb", "BeaverTails": "average safe score"}
@@ -185,7 +186,7 @@ def published_kl(found: Findings) -> Drawing | None:
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
     axes[0, 0].legend(frameon=False, fontsize=7.5)
-    each = _tokens_of_a_text(found)
+    each = rebound.tokens_of_a_text(found.study)
     if each is not None:
         right = axes[0, 0].secondary_yaxis("right", functions=(lambda kl: kl * each, lambda kl: kl / each))
         right.set_ylabel("nats per text (ours)")
@@ -197,8 +198,60 @@ def published_kl(found: Findings) -> Drawing | None:
     return Drawing("published_kl", "Beside Table 3 of the paper", caption, figure, values)
 
 
-def _tokens_of_a_text(found: Findings) -> float | None:
-    """Tokens of a held-out text of pre-training, by which a KL per token becomes one per text; None where it is not known."""
-    rows = found.study.rows
-    counts = rows[(rows.stage == "data") & (rows.split == "pretrain-heldout")].groupby("measure").value.max()
-    return float(counts.loss_tokens / counts.rows) if {"loss_tokens", "rows"} <= set(counts.index) else None
+_MARKS = {(1, 2): "o", (2, 3): "s", (1, 3): "D"}  # the pairs of the paper
+
+
+def published_resistance(found: Findings) -> Drawing | None:
+    """Table 1: forward - inverse, ours with intervals and with what belongs to the texts taken off, theirs as printed."""
+    if item_of(found) != "table 1" or not resistance.has_runs(found.study):
+        return None
+    compared = resistance.compare(resistance.per_seed(found.study), found.level)
+    ours = compared[(compared.quantity == resistance.MAIN[0]) & (compared.line != resistance.OTHER)]
+    theirs = published.resistance()
+    theirs = theirs.assign(difference=theirs.forward - theirs.inverse)
+    lines = list(ours.groupby(["model", "line"], sort=True))
+    printed = list(theirs.groupby(["data", "model"], sort=False))
+    figure, axes = style.grid(1, 2, height=0.32 * max(len(lines), len(printed)) + 0.3, left=1.6, right=0.2, gap=1.9)
+    for place, (_, part) in enumerate(lines):
+        for version, colour, shift in (("raw", _COLOURS[1], 0.14), ("above_entropy", _COLOURS[0], -0.14)):
+            _differences(axes[0, 0], part[part.version == version], shift - place, colour)
+    for place, (_, part) in enumerate(printed):
+        for row in part.itertuples():
+            mark = _MARKS[row.earlier, row.later]
+            axes[0, 1].plot([row.difference], [-place], color=_COLOURS[1], marker=mark, fillstyle="none")
+    several = ours.model.nunique() > 1
+    names = [f"{model}, {line_name(line)}" if several else line_name(line) for (model, line), _ in lines]
+    for axis, labels, title in (
+        (axes[0, 0], names, "this study"),
+        (axes[0, 1], [f"{data}, {model}" for (data, model), _ in printed], "Table 1 (paper), raw losses"),
+    ):
+        axis.axvline(0, color=style.INK, linewidth=0.9, linestyle=(0, (5, 3)))
+        axis.set_yticks([-i for i in range(len(labels))], labels)
+        axis.set_ylim(0.4 - max(len(labels), 2), 0.6)
+        axis.set_xlabel("forward − inverse (nats/token)")
+        axis.set_title(title, loc="left", color=style.INK)
+        axis.margins(x=0.12)
+    handles = [Line2D([], [], color=_COLOURS[1], label="raw"), Line2D([], [], color=_COLOURS[0], label="minus entropy")]
+    for pair, mark in _MARKS.items():
+        label = arrows("123", *pair)
+        handles.append(Line2D([], [], color=style.MUTED, marker=mark, fillstyle="none", linestyle="none", label=label))
+    place = (0.02, 1 - 0.17 / figure.get_figheight())
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=place, ncols=5, frameon=False, borderaxespad=0)
+    caption = (
+        f"Above zero, inverse is easier, as resistance says. Left: mean of all pairs with its {found.level:.0%} interval over seeds; "
+        "hollow: single pairs. Right: Ji et al., Table 1, all 27 printed pairs: one seed each, no intervals, raw losses on texts that "
+        "differ in entropy. Signs compare and sizes do not: models and data are others."
+    )
+    frame = table.stack([ours.assign(source="this study"), theirs.assign(source="table 1")])
+    return Drawing("published_resistance", "Beside Table 1 of the paper", caption, figure, frame)
+
+
+def _differences(axis: Axes, part: Frame, y: float, colour: str) -> None:
+    """The mean over pairs with its interval, and each pair; a line of two slices has one pair and no mean."""
+    for row in part.to_dict("records"):
+        if not row["earlier"] or len(part) == 1:
+            axis.plot([row["difference_low"], row["difference_high"]], [y, y], color=colour, linewidth=1.6)
+            axis.plot([row["difference"]], [y], color=colour, marker="|", markersize=9, markeredgewidth=2)
+        else:
+            mark = _MARKS.get((int(row["earlier"]), int(row["later"])), "o")
+            axis.plot([row["difference"]], [y], color=colour, marker=mark, fillstyle="none", alpha=0.7)

@@ -45,11 +45,11 @@ class Findings:
 
     @functools.cached_property
     def tests(self) -> Frame:
-        return claims.tests(self.study, self.level)
+        return claims.tests(self.study, self.level, self.eps)
 
     @functools.cached_property
     def decays(self) -> Frame:
-        return laws.decays(self.scores, self.level)
+        return laws.decays_of(self.study, self.level)
 
     @functools.cached_property
     def power_laws(self) -> Frame:

@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -9,8 +10,9 @@ from etils import epath
 from elastic_jax.analysis import rebound, table
 from elastic_jax.analysis.rescored import by_scorer
 from elastic_jax.data import files
-from elastic_jax.report import dials, resistance, tables
+from elastic_jax.report import claims, dials, noise, order, resistance, tables
 from elastic_jax.report.findings import Findings
+from elastic_jax.train import account
 
 _WHY_ABSENT = {
     "rebound_curve": "no perturb run has a score yet",
@@ -24,8 +26,12 @@ _WHY_ABSENT = {
     "pretraining": "pre-training was recorded at fewer than two points",
     "pretraining_volume": "one base",
     "further_scores": "measures.scorers names none, or no perturb run has them yet",
+    "noise_curves": "noise.draws=0",
+    "task_orders": "order.volume=0, or nothing of it is measured yet",
+    "noise_trend": "no noise in bases that differ in size or pre-training alone",
     "published_curves": "the config names no published figure",
     "published_kl": "the config does not name the paper's Table 3",
+    "published_resistance": "the config does not name the paper's Table 1",
 }
 
 
@@ -58,7 +64,7 @@ def render(
     import jinja2
     import matplotlib
 
-    from elastic_jax.report import beside, figures, style
+    from elastic_jax.report import beside, figures, noise_figures, order_figures, style
 
     out = epath.Path(out_dir)
     names, light, dark = style.css_colours(found.volumes)
@@ -66,7 +72,8 @@ def render(
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style.RC)  # type: ignore[call-overload]
-        for draw in (*figures.ALL, beside.published_curves, beside.published_kl):
+        later = (order_figures.task_orders, beside.published_curves, beside.published_kl, beside.published_resistance)
+        for draw in (*figures.ALL, *noise_figures.ALL, *later):
             drawing = draw(found)
             if drawing is None:
                 absent.append((draw.__name__.replace("_", " "), _WHY_ABSENT[draw.__name__]))
@@ -77,6 +84,7 @@ def render(
             picture = style.inline(text, drawing.name, html.escape(drawing.title, quote=True), names)
             shown.append({"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": picture})
     crossed, swept = resistance.frames(found), dials.frames(found)
+    moved, ordered = noise.frames(found), order.frames(found)
     for name, frame in (
         ("quantities", found.quantities),
         ("quantities_per_seed", found.per_seed),
@@ -88,6 +96,8 @@ def render(
         ("compression_changes", found.changes),
         *crossed.items(),
         *swept.items(),
+        *moved.items(),
+        *ordered.items(),
     ):
         write(out / "tables" / f"{name}.csv", csv(frame))
     environment = jinja2.Environment(
@@ -100,6 +110,8 @@ def render(
     page = environment.get_template("report.html.j2").render(
         **_facts(found),
         dials=dials.section(swept),
+        noise=noise.section(moved, found),
+        order=order.section(ordered, found),
         resistance=resistance.section(crossed),
         resistance_texts=resistance.text_names(),
         figures={f["name"]: f for f in shown},
@@ -133,8 +145,7 @@ def _facts(found: Findings) -> dict[str, Any]:
         "several_panels": len({r["panel"] for r in records}) > 1,
         "reasons": _reasons(records),
         "base": tables.base_score(records),
-        "claims": tables.claim_groups(found),
-        "n_tests": len(found.tests),
+        "claims": claims.section(found),
         "curve_rows": tables.curve_rows(found),
         "further_rows": tables.further_rows(found),
         "scorers": list(study.info.get("scorers") or []),
@@ -156,7 +167,16 @@ def _facts(found: Findings) -> dict[str, Any]:
         "versions": sorted((environment.get("versions") or {}).items()),
         "commits": sorted(set(rows.commit) - {""}),
         "wall": f"{sum(known):,.1f} s over {len(known)} runs" if known else "",
+        "spent": _spent(study.runs),
     }
+
+
+def _spent(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds by kind; a run that variants share counts once. "" where none are known."""
+    whole = account.Account()
+    for run in {run.get("id") or run["run"]: run for run in runs}.values():
+        whole.add(run.get("spent") or {})
+    return account.line(whole.spent) if whole.spent else ""
 
 
 def _reasons(records: list[dict[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from etils import epath
 
 from elastic_jax.analysis import rebound, table
 from elastic_jax.analysis.rescored import by_scorer
-from elastic_jax.report import resistance, tables
+from elastic_jax.report import noise, order, resistance, tables
 from elastic_jax.report.findings import Findings
 
 _SHOWN = (
@@ -73,6 +73,8 @@ def text(found: Findings, *, markdown: bool = False) -> str:
         f"by some seed. Elasticity ratio: |D_b|/|D_a| until KL(base‖model) < {found.eps:g} nats/token."
     ]
     notes += resistance.lines(found)
+    notes += noise.lines(found)
+    notes += order.lines(found)
     notes += found.missing()
     body = _markdown(head, rows) if markdown else _aligned(head, rows)
     lead = f"**{title}**" if markdown else title

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_jax.analysis import claims, compressors, laws, rebound
+from elastic_jax.analysis import compressors, laws, rebound
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
 
@@ -83,7 +83,10 @@ KEY_COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("rebound", "score", "rebound", "probability"),
     ("overshoot", "score", "overshoot", "probability"),
     ("minus_control", "score", "minus control at the end", "probability"),
+    ("kl_start", "kl_base_model", "KL(base‖model) before", "nats/token"),
+    ("kl_start_per_text", "kl_base_model", "KL(base‖model) before", "nats/text"),
     ("kl_minimum", "kl_base_model", "lowest KL(base‖model)", "nats/token"),
+    ("kl_minimum_per_text", "kl_base_model", "lowest KL(base‖model)", "nats/text"),
     ("elasticity_ratio", "kl_base_model", "elasticity ratio, KL(base‖model)", "ratio"),
     ("elasticity_ratio", "kl_model_base", "elasticity ratio, KL(model‖base)", "ratio"),
 )
@@ -225,25 +228,6 @@ def law_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def claim_groups(found: Findings) -> list[dict[str, Any]]:
-    """Statements with their overall verdict and their tests."""
-    tests, said = found.tests, claims.overall(found.tests)
-    out = []
-    for claim, statement in claims.STATEMENTS.items():
-        rows = []
-        for row in tests[tests.claim == claim].to_dict("records"):
-            panel = (row["model"], row["align_method"], row["perturb_method"])
-            where = found.panel_name(panel) if panel in found.panels else ""
-            volume = f"{short(float(row['align_volume']))} alignment examples" if row["align_volume"] else "all volumes"
-            side = "> 0" if row["side"] > 0 else "< 0"
-            rows.append(
-                {"statistic": row["statistic"], "unit": row["unit"], "side": side, "verdict": row["verdict"]}
-                | {"where": ", ".join(p for p in (where, volume) if p), "cell": cell(row | {"unit": ""})}
-            )
-        out.append({"statement": statement, "verdict": said[claim], "tests": rows})
-    return out
 
 
 def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]:

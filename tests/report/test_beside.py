@@ -4,6 +4,7 @@ import dataclasses
 
 import planted
 import pytest
+from test_resistance_section import rows_and_runs
 
 from elastic_jax import report
 from elastic_jax.analysis import table
@@ -64,6 +65,30 @@ def test_table_3_counts_per_text_where_the_length_of_texts_is_known(named):
     (right,) = beside.published_kl(known).figure.axes[0].child_axes
     assert right.get_ylabel() == "nats per text (ours)"
     assert right._functions[0](0.2) == pytest.approx(0.2 * 12.5)
+    means = known.quantities[known.quantities.measure == "kl_base_model"].query(
+        "split == 'pretrain' and arm == 'aligned'"
+    )
+    of = {name: part["mean"].to_numpy() for name, part in means.groupby("quantity")}
+    for name in ("kl_start", "kl_final", "kl_minimum"):
+        assert of[f"{name}_per_text"] == pytest.approx(12.5 * of[name])
+
+
+def test_table_1_has_all_printed_pairs_beside_ours(named):
+    found = named("table 1")
+    assert beside.published_resistance(found) is None  # the study trains no slices
+    rows, runs = rows_and_runs()
+    study = dataclasses.replace(
+        found.study,
+        rows=table.stack([found.study.rows, table.frame(rows, list(found.study.rows.columns))]),
+        info=found.study.info | dict(runs=[*found.study.runs, *runs]),
+    )
+    drawing = beside.published_resistance(Findings(study))
+    assert drawing is not None
+    left, right = drawing.figure.axes
+    assert sum(len(line.get_xdata()) for line in right.lines[:-1]) == 27  # the last is the line at zero
+    assert all(line.get_xdata()[0] > 0 for line in right.lines[:-1])  # inverse is lower in every printed pair
+    means = [float(line.get_xdata()[0]) for line in left.lines if line.get_marker() == "|"]
+    assert means == pytest.approx([0.1, 0.1], abs=1e-9)  # raw and minus entropy, of the planted slices
 
 
 def test_nothing_is_drawn_where_nothing_is_named(named):
