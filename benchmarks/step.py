@@ -59,7 +59,7 @@ def main() -> None:
             "Float32 weights and moments in both. bfloat16 is torch.autocast there and model.dtype=bfloat16 here. transformers: "
             "LlamaForCausalLM with sdpa attention, torch.optim.AdamW(fused=True), clip_grad_norm_(1.0), eager.",
             "A round is one update that is not timed and then those that are.",
-            "elastic_jax runs as its command line does, with large memory pages (parallel/huge_pages.py); torch as it comes.",
+            "elastic_jax runs as its command line does, with large pages and memory that is kept (parallel/huge_pages.py); torch as it comes.",
             "Relative speed: the median over rounds of the ratio of the two step times of a round, higher is faster here.",
         ],
         out=args.out,

@@ -41,6 +41,7 @@ def get_config(argument: str = ""):
     c = config.default(config.universe_data())
     c.name = "dials_tiny" if chosen.tiny else "dials"
     c.seeds = (0, 1) if chosen.tiny else (0, 1, 2)
+    c.at_once = "auto"
     if chosen.tiny:
         c.model.update(layers=1, embed=16, heads=2, kv_heads=2, head_dim=8, mlp=32)
     else:

@@ -8,11 +8,14 @@ width 48. `rates=equal` gives all sizes the same.
 
     python -m elastic_jax.run --config=configs/model_size.py --workdir=runs/size
 
+Beside every perturbation stands noise, random changes of the weights of the same size (`noise.draws`): the report tests whether what grows
+with size is more than sensitivity to any change.
+
 Arguments after the colon: `rates=equal`, `task=refusal`, `tiny`. The report draws the paper's curves beside, and fits half-life and
 crossing against parameters.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 from elastic_jax.errors import UserError
 
 WIDTHS = {"25k": 32, "50k": 48, "100k": 64, "300k": 96}
@@ -23,29 +26,16 @@ def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", rates="width", task="sentiment")
     if chosen.rates not in ("width", "equal"):
         raise UserError(f"rates={chosen.rates}: expected width or equal.")
-    c = config.default(config.universe_data())
-    c.name = "model_size" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
-    c.name += "_equal" if chosen.rates == "equal" else ""
+    name = "model_size" + ("_equal" if chosen.rates == "equal" else "")
+    c = recipes.universe(name, chosen.task, tiny=chosen.tiny)
     c.published = "figure 5"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # each text is read once: 640 updates of 64
-    c.pretrain.tokens = 640 * 64 * 32
     c.align.volumes = (512, 2048)
     c.perturb.volumes = (16, 64, 256, 1024)
+    c.noise.draws = 1 if chosen.tiny else 2
     sizes = WIDTHS
     if chosen.tiny:
-        c.name += "_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1600
-        c.data.heldout.rows = 32
-        c.data.prompts.rows = 16
-        c.data.align.rows = c.data.perturb.rows = 128
-        c.pretrain.tokens = 50 * 32 * 32
-        c.pretrain.batch_size = 32
         c.align.volumes = (32, 128)
         c.perturb.volumes = (16, 64)
-        c.measures.samples = 16
         sizes = {"25k": 32, "50k": 48}
     for name, width in sizes.items():
         scale = 1.0 if chosen.rates == "equal" else 48 / width

@@ -9,39 +9,30 @@ what differs between the two forms is the schedule's doing.
     python -m elastic_jax.run --config=configs/pretrain_tokens.py --workdir=runs/tokens
     python -m elastic_jax.run --config=configs/pretrain_tokens.py:intermediate --workdir=runs/tokens
 
+Beside every perturbation stands noise, random changes of the weights of the same size (`noise.draws`): the report tests whether what grows
+with tokens is more than sensitivity to any change, the rival explanation of arXiv 2503.19206.
+
 Arguments after the colon: `intermediate`, `task=refusal`, `tiny`. The report draws the paper's curves beside, and fits half-life and
 crossing against tokens. configs/pretrain_volume.py does the same on published checkpoints.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 
-UPDATES = (80, 160, 320, 640)
+UPDATES = (80, 160, 320, recipes.UPDATES)
 
 
 def get_config(argument: str = ""):
     chosen = config.parse_argument(argument, "tiny", "intermediate", task="sentiment")
-    c = config.default(config.universe_data())
-    c.name = "pretrain_tokens" + ("" if chosen.task == "sentiment" else f"_{chosen.task}")
-    c.name += "_intermediate" if chosen.intermediate else ""
+    name = "pretrain_tokens" + ("_intermediate" if chosen.intermediate else "")
+    c = recipes.universe(name, chosen.task, tiny=chosen.tiny)
     c.published = "figure 6"
-    c.seeds = (0, 1, 2)
-    c.data.task = chosen.task
-    c.data.pretrain.rows = 41_000  # for all volumes: the shorter read the first of them
-    c.model.size = "50k"
     c.align.volumes = (512, 2048)
     c.perturb.volumes = (16, 64, 256, 1024)
+    c.noise.draws = 1 if chosen.tiny else 2
     volumes = UPDATES
     if chosen.tiny:
-        c.name += "_tiny"
-        c.seeds = (0, 1)
-        c.data.pretrain.rows = 1600
-        c.data.heldout.rows = 32
-        c.data.prompts.rows = 16
-        c.data.align.rows = c.data.perturb.rows = 128
-        c.pretrain.batch_size = 32
         c.align.volumes = (32, 128)
         c.perturb.volumes = (16, 64)
-        c.measures.samples = 16
         volumes = (25, 50)
     per_update = c.pretrain.batch_size * c.data.seq_len
     for updates in volumes:  # names in the order of their volumes: a constant run is then extended by the next one
@@ -53,5 +44,4 @@ def get_config(argument: str = ""):
         c.variants[f"{volumes[-1] * per_update // 1000:04d}k-decayed"] = dict(
             pretrain=dict(tokens=volumes[-1] * per_update)
         )
-    c.pretrain.tokens = volumes[-1] * per_update
     return c

@@ -11,6 +11,9 @@ Arguments after the colon: `model=tinyllama` (0.1T to 3T tokens, a hub id each, 
 `410m`, `1b`, `1.4b`, `2.8b`, `6.9b`, `12b`: revisions of one hub id, of which every thousandth step is there); `steps=1000+8000+143000`
 chooses among those of Pythia; `task=`, `world=` and `tiny` as there.
 
+Beside every perturbation stands noise, a random change of the weights of the same size: later checkpoints may simply be more sensitive to any
+change (arXiv 2503.19206), and the report tests whether rebound grows by more than that.
+
 An intermediate checkpoint is not what a shorter pre-training would have ended with: it lies in the middle of a learning-rate schedule, a
 cosine in both families. A trend along this axis is one of tokens and of that schedule together.
 """
@@ -57,4 +60,5 @@ def get_config(argument: str = ""):
         )
     with c.base.ignore_type():
         c.base.update(bases)
+    c.noise.draws = 1
     return c

@@ -34,7 +34,7 @@ from elastic_jax.train.optim import OptimConfig, optim_config
 # nested field passes.
 Config: TypeAlias = Any
 
-PUBLISHED = ("figure 4", "figure 5", "figure 6", "table 3")
+PUBLISHED = ("figure 4", "figure 5", "figure 6", "table 1", "table 3")
 # Of a study that pre-trains and names neither a size nor a whole shape.
 DEFAULT_SIZE = "100k"
 _SHAPE = frozenset({"layers", "embed", "heads", "kv_heads", "head_dim", "mlp"})
@@ -72,7 +72,7 @@ def default(data: Config | None = None) -> Config:
     return ConfigDict(
         dict(
             name="study",
-            published="",  # what of the elasticity paper is drawn beside the study: "figure 4", 5 or 6, or "table 3"
+            published="",  # what of the elasticity paper is drawn beside the study: "figure 4", 5 or 6, "table 1" or "table 3"
             seeds=(0, 1, 2),
             model=dict(
                 {f.name: None for f in dataclasses.fields(ModelConfig) if f.name not in ("used_vocab", "seq_len")},
@@ -82,6 +82,7 @@ def default(data: Config | None = None) -> Config:
             base=dict(base.DEFAULTS),  # checkpoints of others instead of pre-training: `elastic_jax.base`
             mesh=dict(run=1, data=-1, fsdp=1, tensor=1),
             population="auto",  # runs trained together as one program: "auto", "off" or how many
+            at_once="off",  # runs trained side by side, each in a thread: "off", how many, or "auto" (`study.threads`)
             data=data or universe_data(),
             pretrain=dict(stage(64, 3e-3, schedule="cosine", warmup=20, final=0.1), tokens=2_000_000),
             # last_batch: of a volume that is no whole number of batches, "drop", "flush" or "pad" (`train.last_batch`); "whole" has none
@@ -101,6 +102,10 @@ def default(data: Config | None = None) -> Config:
                 orders=(),  # the slices trained in other orders too, such as ("321",)
                 other_task=False,  # and a pair of which one was trained on the data of perturb instead
             ),
+            # Beside every perturbation of an aligned model so many random changes of the weights of the same size: `study.tree.noise`.
+            noise=dict(draws=0),
+            # The tasks of `data.tasks`, which are three, one after the other in every order (`study.tree.order`).
+            order=dict(stage(16, 3e-4), volume=0),  # examples of each task; 0 trains none
             measures=dict(
                 per_octave=1,  # recorded points for each doubling of the number of updates
                 batch_size=128,
@@ -298,7 +303,8 @@ def stages(config: Config) -> tuple[str, ...]:
     """The stages that are trained: with a base there is no pre-training, and a stage without volumes is not run."""
     trained = () if config.base.hf else ("pretrain",)
     trained += tuple(name for name in ("align", "perturb") if config[name].volumes)
-    return (*trained, "resistance") if config.resistance.slices else trained
+    trained += ("resistance",) if config.resistance.slices else ()
+    return (*trained, "order") if config.order.volume else trained
 
 
 def validate(config: Config) -> None:
@@ -349,6 +355,7 @@ def validate(config: Config) -> None:
         )
     if config.resistance.slices:
         _check_resistance(config)
+    _check_order(config)
     made = {name: objectives.make(config[name].objective.to_dict()) for name in ("pretrain", "align", "perturb")}
     packing.check(config.data.pack, {name: objective.rows for name, objective in made.items()})
     for name, objective in made.items():
@@ -364,15 +371,36 @@ def validate(config: Config) -> None:
             "perturb.volumes: with align.volumes=() and perturb.control=False there is no model to perturb. Give align.volumes, set "
             "perturb.control=True, or set perturb.volumes=()."
         )
+    _check_noise(config)
     if not trained:
         raise UserError(
-            "align.volumes=() and perturb.volumes=() with base.hf leave nothing to train. Give one of them."
+            "align.volumes=() and perturb.volumes=() with base.hf leave nothing to train. Give one of them, or order.volume."
         )
     per_update = config.pretrain.batch_size * config.data.seq_len
     if "pretrain" in trained and config.pretrain.tokens < per_update:
         raise UserError(
             f"pretrain.tokens={config.pretrain.tokens:,} makes zero updates: one update takes batch_size x seq_len = "
             f"{per_update:,} tokens. Raise pretrain.tokens or lower pretrain.batch_size."
+        )
+
+
+def _check_noise(config: Config) -> None:
+    draws = config.noise.draws
+    if not _is_whole(draws) or draws < 0:
+        raise UserError(
+            f"noise.draws={draws!r}: expected a whole number: 1 or more random changes of the weights, or 0 for none."
+        )
+    for stage in ("align", "perturb"):
+        if draws and not config[stage].volumes:
+            raise UserError(
+                f"noise.draws={draws} with {stage}.volumes=(): the random changes are as large as the perturbations of aligned models, "
+                f"of which there are none. Give {stage}.volumes, or set noise.draws=0."
+            )
+    if draws and not any(
+        last_batch.updates_of(v, config.perturb.batch_size, config.perturb.last_batch) for v in config.perturb.volumes
+    ):
+        raise UserError(
+            f"noise.draws={draws}: none of perturb.volumes makes an update, so that there is no change to be as large as."
         )
 
 
@@ -434,6 +462,32 @@ def _check_resistance(config: Config) -> None:
         )
     if section.other_task and config.data.pack.perturb != config.data.pack.align:
         raise UserError("resistance.other_task: data.pack.align and data.pack.perturb differ. Make them equal.")
+
+
+def _check_order(config: Config) -> None:
+    section, names = config.order, tuple(config.data.tasks.names)
+    if len(set(names)) != len(names) or not all(
+        isinstance(name, str) and name and all(ch.isalnum() or ch == "_" for ch in name) for name in names
+    ):
+        raise UserError(
+            f"data.tasks.names={names}: expected different names of letters, digits and '_', such as ('refuse', 'help', 'praise')."
+        )
+    if not section.volume:
+        return
+    if len(names) != 3:
+        raise UserError(
+            f"order.volume={section.volume} trains three tasks in every order, and data.tasks.names={names} has {len(names)}. Name three, "
+            "or set order.volume=0."
+        )
+    if section.volume < 1 or section.volume % section.batch_size:
+        raise UserError(
+            f"order.volume={section.volume} is not a whole number of batches of {section.batch_size}. Use a multiple, or another "
+            "order.batch_size."
+        )
+    if objectives.make(section.objective.to_dict()).rows != "text":
+        raise UserError(
+            f"order.objective={section.objective.name}: rows of a task are plain texts, without a rejected one. Use sft."
+        )
 
 
 def _growing(shares: Any) -> bool:
@@ -558,6 +612,7 @@ def _check_execution(config: Config) -> None:
             _is_population(config.population),
             "auto, off, or the number of runs: 1 or more",
         ),
+        ("at_once", config.at_once, _is_population(config.at_once), "auto, off, or the number of runs: 1 or more"),
         ("log.seconds", config.log.seconds, config.log.seconds >= 0, "0 or more"),
         (
             "watchdog.factor",

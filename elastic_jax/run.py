@@ -4,12 +4,19 @@ from elastic_jax import cli
 from elastic_jax.callable_modules import calls
 from elastic_jax.errors import UserError, first_line
 
-STAGES = ("pretrain", "align", "perturb", "resistance")  # of elastic_jax.study.tree, which imports jax
+STAGES = (
+    "pretrain",
+    "align",
+    "perturb",
+    "resistance",
+    "noise",
+    "order",
+)  # of elastic_jax.study.tree, which imports jax
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__, "run", config=True, workdir=True)
-    parser.add_argument("--stage", help="stop after pretrain, align, perturb or resistance")
+    parser.add_argument("--stage", help=f"stop after one of {', '.join(STAGES)}")
     parser.add_argument(
         "--only", metavar="RUN[,RUN]", help="train these runs alone, once their parents are done; no table, no report"
     )
@@ -63,6 +70,7 @@ def _run(args: cli.Arguments) -> None:
         needs = "\n".join(planning.out_of_memory(largest, stage) for stage in config_lib.stages(largest.config))
         raise UserError(f"out of device memory. {first_line(error)}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
     cli.note(programs)
+    study_lib.say(f"seconds: {suite.session.account}")
     if not open_runs:
         study_lib.say("All runs were done already; nothing was computed.")
     if path is not None:

@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 def _status(args: cli.Arguments) -> None:
     from elastic_jax.study.lock import STUDY
     from elastic_jax.study.workdir import Workdir
+    from elastic_jax.train import account, goodput
 
     workdir = Workdir(args.workdir)
     workdir.open(create=False)
@@ -28,6 +29,8 @@ def _status(args: cli.Arguments) -> None:
     for _, line in lines:
         print(line)
     print(f"{sum(done for done, _ in lines)} of {len(lines)} runs done")
+    spent = workdir.each(lambda run: (run["stage"], workdir.read_run(run["run"], goodput.FILE)), entry["runs"])
+    print(f"seconds: {account.line(account.of_runs(spent))}")
     if STUDY in holders:
         print(f"the whole study is run by {_sign(holders[STUDY])}")
     report = workdir.report / "index.html"

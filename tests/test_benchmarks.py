@@ -11,15 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+NAMES = ["step", "attention", "loss", "scaling", "startup", "gpu", "plans", "generate", "imports", "theory", "suite"]
+FEWER = {"suite": ["--recipes=rebound"]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["step", "attention", "loss", "scaling", "startup", "gpu", "plans", "generate", "imports", "theory"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_writes_json_and_table(name, tmp_path):
     environ = dict(os.environ, PYTHONPATH=str(ROOT))
     environ.pop("XLA_FLAGS", None)  # one device, as users have
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", f"--out={tmp_path}"],
+        [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", f"--out={tmp_path}", *FEWER.get(name, ())],
         cwd=tmp_path,
         env=environ,
         capture_output=True,

@@ -91,9 +91,12 @@ def test_status_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixtur
     from elastic_jax.status import main as status
 
     assert run([*FLAGS, f"--workdir={tmp_path / 'w'}", "--stage=pretrain", "--config.measures.per_octave=1"]) == 0
-    capsys.readouterr()
+    spent = r"compiling [\d.]+.* \([\d.]+ s in all"
+    assert re.search(f"seconds: .*{spent}", capsys.readouterr().out)
+    assert re.search(f"<dt>seconds</dt><dd>.*{spent}", (tmp_path / "w" / "report" / "index.html").read_text())
     assert status([f"--workdir={tmp_path / 'w'}"]) == 0
     out = capsys.readouterr().out
+    assert re.search(f"seconds: .*{spent}", out)
     assert re.search(r"done +4 of 4 +updates  pretrain-s0-[0-9a-f]{12}  [\d.]+ s", out)
     assert re.search(r"open +0 of 3 +updates  control-s0", out)
     assert "1 of 5 runs done" in out

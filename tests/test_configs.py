@@ -15,6 +15,7 @@ ARGUMENTS = [
     *(("quickstart.py", a) for a in ("tiny", "tiny,task=refusal", "tiny,objective=dpo", "task=refusal,objective=dpo")),
     *(("rebound_published.py", a) for a in ("model=gemma-2b", "task=safety", "task=safety,world=1", "world=4", "tiny")),
     *(("rebound.py", a) for a in ("tiny", "reversed", "tiny,task=refusal,reversed")),
+    *(("order.py", a) for a in ("tiny", "opposed", "tiny,opposed")),
     *(("model_size.py", a) for a in ("tiny", "rates=equal", "tiny,task=refusal")),
     *(("pretrain_tokens.py", a) for a in ("tiny", "intermediate", "tiny,intermediate")),
     *((name, a) for name in ("kl_rebound.py", "batch_semantics.py") for a in ("tiny", "task=refusal")),

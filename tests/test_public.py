@@ -40,7 +40,7 @@ from pathlib import Path
 import elastic_jax as ej
 import elastic_jax.run, elastic_jax.plan, elastic_jax.report, elastic_jax.measures.protocol, elastic_jax.status
 folder = Path(sys.argv[1])
-config = ej.load({SMALL!r})
+config = ej.load({SMALL!r}, {{"align.volumes": (16,), "perturb.volumes": (8,)}})
 study = ej.open_study(config, folder / "w")
 assert isinstance(study, ej.Study)
 assert [stage.stage for stage in ej.plan(study).stages] == ["pretrain", "align", "perturb"]

@@ -20,6 +20,7 @@ from elastic_jax.data import packing, sources, study_text, study_universe
 from elastic_jax.data.files import digest_of, sha256_of_file, write_bytes, write_text
 from elastic_jax.data.parts import Parts
 from elastic_jax.data.prepared import FORMAT, Damaged, Prepared, local_path, open_prepared, sweep
+from elastic_jax.data.tasks import Probe
 from elastic_jax.data.templates import is_chat
 from elastic_jax.data.tokenizers import Tokenizer, load, load_pretrained
 from elastic_jax.data.universe import Universe
@@ -36,7 +37,7 @@ class StudyData:
 
     Attributes:
       tokenizer: of all sets.
-      train: "pretrain" (absent where nothing is pre-trained), "align" and "perturb".
+      train: "pretrain" (absent where nothing is pre-trained), "align" and "perturb", and the roles of `data.tasks`.
       heldout: the same names, kind "text", pack "none"; never trained on.
       log_prob: universe only, else {}: exact log p in nats of what the loss counts in every held-out row, in
         their order, float64 [n]. That is the whole text with its final <eos>, or the answer given its prompt.
@@ -47,6 +48,7 @@ class StudyData:
       digest: of all of the above.
       packed_batches: the roles whose examples are packed batch by batch when they are read (`data.pack`).
       prompt_lengths: [n], how many tokens of each prompt are no padding; None where all of them have P.
+      probes: by role, how the behaviour of each of `data.tasks` is measured; {} on text files, which name no judge of theirs.
     """
 
     tokenizer: Tokenizer
@@ -59,6 +61,7 @@ class StudyData:
     digest: str
     packed_batches: frozenset[str] = frozenset()
     prompt_lengths: np.ndarray | None = None
+    probes: dict[str, Probe] = dataclasses.field(default_factory=dict)
 
     def prompt_rows(self) -> list[list[int]]:
         """The tokens of every prompt, without padding."""
@@ -115,9 +118,11 @@ def resolve(data_config: Mapping[str, Any]) -> dict[str, Any]:
 def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the prepared data depends on: whether it is packed when it is read makes no difference to it.
 
-    `pack.pretrain` counts only where it is not the default, so that what was prepared before there was a choice is still found.
+    `pack.pretrain` and `tasks` count only where they are not the default, so that what was prepared before there was a choice is still
+    found.
     """
-    kept = {name: value for name, value in config.items() if name != "pack"}
+    newer = ("pack",) if config["tasks"]["names"] else ("pack", "tasks")
+    kept = {name: value for name, value in config.items() if name not in newer}
     if config["kind"] == "text":
         kept |= _of_text(config)
     pack = config["pack"]["pretrain"]
@@ -184,6 +189,7 @@ def _digest(parts: Parts) -> str:
             {name: prepared.digest for name, prepared in parts.heldout.items()},
             _unpadded(parts.prompts, parts.prompt_lengths),
             parts.scorer.digest,
+            *([[probe.prompts.tolist(), probe.scorer.digest] for probe in parts.probes.values()]),
         ]
     )
 
@@ -192,21 +198,19 @@ def _store(index: Path, parts: Parts, stamps: list[dict[str, Any]]) -> str:
     """Writes the index and returns the digest of all parts."""
     arrays = index.with_suffix(".npz")
     named = {f"log_prob/{name}": values for name, values in parts.log_prob.items()}
+    named |= {f"probe/{name}": probe.prompts for name, probe in parts.probes.items()}
     if parts.prompt_lengths is not None:
         named["prompt_lengths"] = parts.prompt_lengths
     buffer = io.BytesIO()
     np.savez(buffer, prompts=parts.prompts, **named)  # pyright: ignore[reportArgumentType]
     write_bytes(arrays, buffer.getvalue())
-    if isinstance(parts.scorer, PosteriorScorer):
-        scorer = dict(kind="posterior", latent=parts.scorer.latent, complement=parts.scorer.complement)
-    else:
-        scorer = dict(kind="classifier", folder=f"scorer-{parts.scorer.digest[:12]}")
     digest = _digest(parts)
     content = dict(
         train={name: prepared.folder.name for name, prepared in parts.train.items()},
         heldout={name: prepared.folder.name for name, prepared in parts.heldout.items()},
         tokenizer=parts.tokenizer_folder.name,
-        scorer=scorer,
+        scorer=_described(parts.scorer),
+        probes={name: _described(probe.scorer) for name, probe in parts.probes.items()},
         arrays_sha256=sha256_of_file(arrays),
         facts=parts.facts,
         digest=digest,
@@ -244,6 +248,10 @@ def _open(index: Path, config: Mapping[str, Any]) -> StudyData | None:
             log_prob={n.removeprefix("log_prob/"): a for n, a in held.items() if n.startswith("log_prob/")},
             prompts=held["prompts"],
             prompt_lengths=held.get("prompt_lengths"),
+            probes={
+                name: Probe(held[f"probe/{name}"], _scorer(stored, folder, config))
+                for name, stored in content.get("probes", {}).items()
+            },
             scorer=_scorer(content["scorer"], folder, config),
             facts=content["facts"],
         )
@@ -264,11 +272,19 @@ def _named(parts: Parts, digest: str, config: Mapping[str, Any]) -> StudyData:
         log_prob=parts.log_prob,
         prompts=parts.prompts,
         prompt_lengths=parts.prompt_lengths,
+        probes=parts.probes,
         scorer=parts.scorer,
         packed_batches=packed,
         facts=parts.facts,
         digest=digest,
     )
+
+
+def _described(scorer: Scorer) -> dict[str, Any]:
+    """What `_scorer` opens it from."""
+    if isinstance(scorer, PosteriorScorer):
+        return dict(kind="posterior", latent=scorer.latent, complement=scorer.complement)
+    return dict(kind="classifier", folder=f"scorer-{scorer.digest[:12]}")
 
 
 def _scorer(stored: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> Scorer:

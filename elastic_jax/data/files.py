@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,12 @@ def cache_folder() -> Path:
     """Where this machine keeps prepared data of workdirs that lie in a bucket: `ELASTIC_DATA_CACHE`, or the user's cache."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "elastic_jax" / "data"
+    return user_cache() / "data"
+
+
+def user_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of this package among the user's caches. Raises RuntimeError for a user without a home."""
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elastic_jax"
 
 
 def beside(path: Path) -> Path:

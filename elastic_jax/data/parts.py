@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.data.prepared import Prepared
+from elastic_jax.data.tasks import Probe
 from elastic_jax.data.tokenizers import Tokenizer
 from elastic_jax.measures.scorers import Scorer
 
@@ -24,3 +25,4 @@ class Parts:
     scorer: Scorer
     facts: list[dict[str, Any]]
     prompt_lengths: np.ndarray | None = None
+    probes: dict[str, Probe] = dataclasses.field(default_factory=dict)

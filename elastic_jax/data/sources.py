@@ -413,8 +413,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _files(config: Mapping[str, Any], field: str) -> list[Path]:
-    spec = config[field]
+def _specs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Field of the section `data` -> the source that it names."""
+    of_tasks = zip(config["tasks"]["names"], config["tasks"]["files"], strict=True)
+    found = {field: config[field] for field in FIELDS if config[field]}
+    return found | {f"tasks.{name}": spec for name, spec in of_tasks}
+
+
+def _files(config: Mapping[str, Any], field: str, spec: str) -> list[Path]:
     if not spec.startswith(TFDS):
         return expand(spec, f"data.{field}")
     folder = Path(str(_tfds_builder(spec, f"data.{field}", config["tfds_dir"]).data_path))
@@ -423,7 +429,7 @@ def _files(config: Mapping[str, Any], field: str) -> list[Path]:
 
 def stamps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Path, size, time and SHA-256 of every raw file that the section `data` names."""
-    return [_stamp(field, path) for field in FIELDS if config[field] for path in _files(config, field)]
+    return [_stamp(field, path) for field, spec in _specs(config).items() for path in _files(config, field, spec)]
 
 
 def unchanged(known: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -435,16 +441,14 @@ def unchanged(known: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     if not any(os.path.exists(stamp["path"]) for stamp in known):
         return [dict(stamp) for stamp in known]
     current = []
-    for field in FIELDS:
+    for field, spec in _specs(config).items():
         before = [stamp for stamp in known if stamp["field"] == field]
-        if not config[field]:
-            continue
-        if config[field].startswith(TFDS):
+        if spec.startswith(TFDS):
             # The folder is known: no need to import tensorflow_datasets for it.
             folder = Path(before[0]["path"]).parent
             paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
         else:
-            paths = expand(config[field], f"data.{field}")
+            paths = expand(spec, f"data.{field}")
         if [os.path.abspath(path) for path in paths] != [stamp["path"] for stamp in before]:
             return None
         for path, stamp in zip(paths, before, strict=True):

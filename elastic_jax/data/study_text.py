@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.data import examples, facts, sources, study_prompts, study_tokenizer
+from elastic_jax.data import examples, facts, sources, study_prompts, study_tokenizer, tasks
 from elastic_jax.data.chat import ChatTemplate
 from elastic_jax.data.files import digest_of
 from elastic_jax.data.parts import Parts
@@ -46,6 +46,8 @@ DEFAULTS: dict[str, Any] = dict(
     # prose=-1: all documents that are not held out.
     rows=dict(pretrain=8000, prose=-1, align=3000, perturb=2000, scorer=4000, heldout=256, prompts=256),
     prompt_tokens=4,
+    # Of the experiment on orders; files: one entry for each name, as data.train and with its columns.
+    tasks=dict(tasks.DEFAULTS, files=()),
     pack=dict(pretrain="concat", align="none", perturb="none"),
 )
 _TEST_SHARE = 0.2
@@ -80,12 +82,11 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str], p
     train = {}
     if pretrain:
         train["pretrain"] = prepared("pretrain", whole(cast.pretrain), plain, pack=config["pack"]["pretrain"])
-    for name in ("align", "perturb"):
-        train[name] = prepared(
-            name, _training(cast.train[name], name, objectives[name]), template, kind=objectives[name]
-        )
+    for name, rows in cast.train.items():
+        kind = objectives.get(name, "text")
+        train[name] = prepared(name, _training(rows, name, kind), template, kind=kind)
     heldout = dict(pretrain=prepared("heldout-pretrain", whole(cast.heldout["pretrain"]), plain))
-    for name in ("align", "perturb"):
+    for name in cast.train:
         heldout[name] = prepared(f"heldout-{name}", _training(cast.heldout[name], name, "text"), template)
     prompts, prompt_lengths, prompt_facts = study_prompts.make(cast.prompts, tokenizer, template, config)
     scorer, scorer_facts = _scorer(cast, tokenizer, config, root)
@@ -114,7 +115,7 @@ class _Cast:
     """The rows of every role, as they were read."""
 
     pretrain: list[Row]
-    train: dict[str, list[Row]]  # align, perturb
+    train: dict[str, list[Row]]  # align, perturb, and the roles of tasks
     scorer: list[Row]
     heldout: dict[str, list[Row]]
     prompts: list[Row]
@@ -155,6 +156,14 @@ def _check(config: Mapping[str, Any], objectives: Mapping[str, str], pretrain: b
     for name, count in config["rows"].items():
         if count < (-1 if name == "prose" else 0 if name == "pretrain" and (config["prose"] or not pretrain) else 2):
             raise UserError(f"data.rows.{name}={count}: 2 rows or more are needed.")
+    names, files = config["tasks"]["names"], config["tasks"]["files"]
+    if len(names) != len(files):
+        raise UserError(
+            f"data.tasks: {len(names)} names and {len(files)} files. On text files every task is a source of its own, such as "
+            "data.tasks.files=('safe.jsonl', 'truthful.jsonl', 'empathy.jsonl')."
+        )
+    if names and config["tasks"]["rows"] < 2:
+        raise UserError(f"data.tasks.rows={config['tasks']['rows']}: 2 rows or more are needed.")
     if config["rows"]["prose"] > 0 and not config["prose"]:
         raise UserError(
             f"data.rows.prose={config['rows']['prose']}, but data.prose is empty, so no document of prose is read. Give "
@@ -176,6 +185,28 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
         tfds_dir=config["tfds_dir"],
     ).where(config["where"])
     columns = config["columns"]
+    if columns["chosen"]:
+        answers = [table.texts(columns[name], f"data.columns.{name}") for name in ("chosen", "rejected")]
+        labels = [""] * len(table)
+    else:
+        answers, labels = [table.texts(columns["text"], "data.columns.text")], _labels(table, config)
+    return _rows(table, list(zip(*answers, strict=True)), labels, config)
+
+
+def _of_task(config: Mapping[str, Any], task: str, spec: str) -> list[Row]:
+    """Rows of one of `data.tasks.files` after `min_chars`; of pairs the chosen answer."""
+    field, column = f"data.tasks.files ({task})", "chosen" if config["columns"]["chosen"] else "text"
+    table = sources.read(
+        spec, field, split=config["train_split"], split_field="data.train_split", tfds_dir=config["tfds_dir"]
+    )
+    answers = table.texts(config["columns"][column], f"data.columns.{column}")
+    return _rows(table, [(answer,) for answer in answers], [""] * len(table), config)
+
+
+def _rows(
+    table: sources.Table, answers: Sequence[tuple[str, ...]], labels: Sequence[str], config: Mapping[str, Any]
+) -> list[Row]:
+    columns = config["columns"]
 
     def texts(name: str) -> list[str]:
         return table.texts(columns[name], f"data.columns.{name}")
@@ -190,12 +221,6 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
         ]
     elif columns["prompt"]:
         prompts = texts("prompt")
-    if columns["chosen"]:
-        answers = list(zip(texts("chosen"), texts("rejected"), strict=True))
-        labels = [""] * len(table)
-    else:
-        answers = [(text,) for text in texts("text")]
-        labels = _labels(table, config)
     if columns["id"]:
         ids = [str(value) for value in table.column(columns["id"], "data.columns.id")]
     else:
@@ -207,7 +232,7 @@ def _read(config: Mapping[str, Any], field: str) -> list[Row]:
     ]
     if not rows:
         raise UserError(
-            f"data.{field}: none of {len(table)} rows has texts of "
+            f"{table.field}: none of {len(table)} rows has texts of "
             f"data.min_chars={config['min_chars']} characters. "
             "Lower it, or give other files."
         )
@@ -249,7 +274,8 @@ def _cast(config: Mapping[str, Any], trained: bool) -> _Cast:
     perturb = train.take("perturb", "data.rows.perturb", {labels[-1]: wanted["perturb"]})
     held_align = test.take("heldout-align", "data.rows.heldout", {labels[0]: wanted["heldout"]})
     held_perturb = test.take("heldout-perturb", "data.rows.heldout", {labels[-1]: wanted["heldout"]})
-    prose = _prose(config, known, pretrain)
+    of_tasks, task_keys, removed_tasks = _task_rows(config, known)
+    prose = _prose(config, known | task_keys, pretrain)
     held_reviews = wanted["heldout"] - len(prose.passages)
     held_pretrain = both(test, "heldout-pretrain", "heldout", held_reviews) + prose.passages
     mixed = pretrain + prose.documents if trained else []
@@ -263,22 +289,25 @@ def _cast(config: Mapping[str, Any], trained: bool) -> _Cast:
         "heldout-align": held_align,
         "heldout-perturb": held_perturb,
         "prompts": test.rows(),
+        **of_tasks,
     }
     keys = {role: [key for row in rows for key in row.keys] for role, rows in cast.items()}
+    roles = [tasks.role(task) for task in config["tasks"]["names"]]
     # A passage is held out with the whole document it was cut from.
     keys["heldout-pretrain"] += [key for row in prose.held for key in row.keys]
     check_disjoint(keys)
     return _Cast(
         pretrain=cast["pretrain"],
-        train=dict(align=align, perturb=perturb),
+        train=dict(align=align, perturb=perturb) | {role: of_tasks[role] for role in roles},
         scorer=scorer,
-        heldout=dict(pretrain=held_pretrain, align=held_align, perturb=held_perturb),
+        heldout=dict(pretrain=held_pretrain, align=held_align, perturb=held_perturb)
+        | {role: of_tasks[f"heldout-{role}"] for role in roles},
         prompts=cast["prompts"],
         test=whole_test,
         facts=[
             *(
                 facts.fact("duplicates_removed", count, "count", name)
-                for name, count in (removed | dict(prose=prose.removed)).items()
+                for name, count in (removed | removed_tasks | dict(prose=prose.removed)).items()
             ),
             *(
                 facts.fact("ids", len(rows), "count", role, text=digest_of([row.id for row in rows])[:16])
@@ -289,6 +318,23 @@ def _cast(config: Mapping[str, Any], trained: bool) -> _Cast:
             facts.fact("prose_share", len(prose.passages) / wanted["heldout"], "fraction of rows", "pretrain-heldout"),
         ],
     )
+
+
+def _task_rows(
+    config: Mapping[str, Any], known: frozenset[bytes]
+) -> tuple[dict[str, list[Row]], frozenset[bytes], dict[str, int]]:
+    """Rows of every task, to train on and held out, that share no text with `known` or with one another; all their keys; how many rows
+    were removed of each."""
+    found, keys, removed = {}, frozenset(), {}
+    for task, spec in zip(config["tasks"]["names"], config["tasks"]["files"], strict=True):
+        role, field = tasks.role(task), f"data.tasks.files ({task})"
+        groups, repeated, foreign = deduplicate(_of_task(config, task, spec), known | keys)
+        removed[role] = repeated + foreign
+        pool = Pool(groups, config["seed"], field)
+        found[f"heldout-{role}"] = pool.take(f"heldout-{role}", "data.rows.heldout", {"": config["rows"]["heldout"]})
+        found[role] = pool.take(role, "data.tasks.rows", {"": config["tasks"]["rows"]})
+        keys |= {key for group in groups for row in group for key in row.keys}
+    return found, keys, removed
 
 
 def _pools(config: Mapping[str, Any]) -> tuple[Pool, Pool, dict[str, int]]:

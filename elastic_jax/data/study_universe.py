@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.data import examples, facts
+from elastic_jax.data import examples, facts, tasks
 from elastic_jax.data.files import digest_of
 from elastic_jax.data.parts import Parts
 from elastic_jax.data.prepared import FORMAT, Prepared, prepare
@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = dict(
     perturb=dict(rows=4096),
     # Texts of these two distributions among those of pre-training, as multiples of its rows: |D_a| / |D_p| and |D_t| / |D_p|.
     joint=dict(align=0.0, perturb=0.0),
+    tasks=tasks.DEFAULTS,  # of the experiment on orders: names of BEHAVIOURS
     heldout=dict(rows=512),
     prompts=dict(rows=256),
     pack=dict(pretrain="none", align="none", perturb="none"),
@@ -47,6 +48,16 @@ TASKS = {
     "sentiment_reversed": (_NEGATIVE, _POSITIVE, "sentiment", True),
     "refusal": (_REFUSING, _ANSWERING, "refusal", False),
     "refusal_reversed": (_ANSWERING, _REFUSING, "refusal", True),
+}
+# What `data.tasks` can name -> (distribution, latent whose posterior is the score, whether the score is its complement). "refuse", "help"
+# and "praise" ask for different things and one model can do all of them; "comply", "decline" and "pan" are their opposites.
+BEHAVIOURS = {
+    "refuse": (_REFUSING, "refusal", False),
+    "comply": (_ANSWERING, "refusal", True),
+    "help": (Mixture.dialogues(harmful=0.0, refuse=0.0), "refusal", True),
+    "decline": (Mixture.dialogues(harmful=0.0, refuse=1.0), "refusal", False),
+    "praise": (_POSITIVE, "sentiment", False),
+    "pan": (_NEGATIVE, "sentiment", True),
 }
 _TEMPLATE = Template("{prompt} {answer}")
 
@@ -72,6 +83,9 @@ def make(config: Mapping[str, Any], root: Path, objectives: Mapping[str, str]) -
             f"{universe.max_words} "
             f"words. Use data.seq_len={universe.max_words + 1} or more."
         )
+    for name in config["tasks"]["names"]:
+        if name not in BEHAVIOURS:
+            raise UserError(f"data.tasks.names: {name!r} is no task of the universe. {closest(str(name), BEHAVIOURS)}")
     for name, share in config["joint"].items():
         if not 0 <= share <= 1e3:
             raise UserError(f"data.joint.{name}={share!r}: expected a multiple of data.pretrain.rows, from 0 to 1000.")
@@ -102,23 +116,27 @@ class _Maker:
     ):
         self.universe, self.config, self.root = universe, config, root
         self.mixtures, self.scorer = mixtures, scorer
+        self.behaviours = {tasks.role(name): BEHAVIOURS[name] for name in config["tasks"]["names"]}
         self.tokenizer = universe.tokenizer()
 
     def parts(self, objectives: Mapping[str, str]) -> Parts:
         kinds = dict(pretrain="text", **objectives)
+        roles = (*self.mixtures, *self.behaviours)
         train, seen = {}, {}
-        for name in self.mixtures:
-            train[name], seen[name] = self._train(name, kinds[name], _rows(self.config, name))
+        for name in roles:
+            rows = _rows(self.config, name if name in self.mixtures else "tasks")
+            train[name], seen[name] = self._train(name, kinds.get(name, "text"), rows)
         held_rows = _rows(self.config, "heldout")
-        held_texts = {name: self._texts(name, held_rows, "heldout") for name in self.mixtures}
+        held_texts = {name: self._texts(name, held_rows, "heldout") for name in roles}
         heldout = {
             name: self._prepared(
                 f"heldout-{name}", [name, held_rows], lambda name=name: self._as_rows(name, held_texts[name])
             )
-            for name in self.mixtures
+            for name in roles
         }
         log_prob = {name: self._log_prob(name, texts) for name, texts in held_texts.items()}
-        prompts, length_facts = self._prompts()
+        # The request or opening says nothing about the answer: both tasks ask what `align` asks.
+        prompts, length_facts = self._prompts("prompts", self.mixtures["align"])
         seen |= {f"heldout-{name}": {text.text for text in texts} for name, texts in held_texts.items()}
         folder = self.root / f"tokenizer-{self.tokenizer.digest[:12]}"
         self.tokenizer.save(folder)
@@ -130,6 +148,7 @@ class _Maker:
             log_prob=log_prob,
             prompts=prompts,
             scorer=self.scorer,
+            probes={name: self._probe(name) for name in self.behaviours},
             facts=[
                 *facts.counts_of(train),
                 *facts.counts_of(heldout, "-heldout"),
@@ -137,7 +156,7 @@ class _Maker:
                 *length_facts,
                 self._accuracy(self.scorer, held_texts),
                 *(self._best_rates(held_texts, heldout) if any(self.joint.values()) else []),
-                *(self._entropy(name, held_texts[name], log_prob[name], heldout[name]) for name in self.mixtures),
+                *(self._entropy(name, held_texts[name], log_prob[name], heldout[name]) for name in roles),
             ],
         )
 
@@ -151,12 +170,20 @@ class _Maker:
         rows = _rows(self.config, "pretrain")
         return {name: round(share * rows) for name, share in self.config["joint"].items()}
 
+    def _mixture(self, name: str) -> Mixture:
+        return self.behaviours[name][0] if name in self.behaviours else self.mixtures[name]
+
+    def _probe(self, name: str) -> tasks.Probe:
+        mixture, latent, complement = self.behaviours[name]
+        prompts, _ = self._prompts(f"prompts-{name}", mixture)
+        return tasks.Probe(prompts, PosteriorScorer(self.universe, latent, complement))
+
     def _whole(self, name: str) -> bool:
         """Whether the loss counts whole texts: pre-training, and reviews, which nobody asked for."""
-        return name == "pretrain" or self.mixtures[name].review == 1.0
+        return name == "pretrain" or self._mixture(name).review == 1.0
 
     def _texts(self, name: str, rows: int, use: str) -> list[Text]:
-        return self.universe.sample(self.mixtures[name], rows, self.seed(f"{use}-{name}"))
+        return self.universe.sample(self._mixture(name), rows, self.seed(f"{use}-{name}"))
 
     def _as_rows(self, name: str, texts: Sequence[Text]) -> list[dict[str, str]]:
         if self._whole(name):
@@ -199,10 +226,12 @@ class _Maker:
         kind: examples.Kind = "text",
         pack: examples.Pack = "none",
     ) -> Prepared:
+        of_task = name.removeprefix("heldout-") in self.behaviours  # which no other distribution has a part in
+        mixtures = {name: self._mixture(name.removeprefix("heldout-"))} if of_task else self.mixtures
         whole_key = [
             FORMAT,
             self.universe.digest,
-            {name: str(mixture) for name, mixture in self.mixtures.items()},
+            {name: str(mixture) for name, mixture in mixtures.items()},
             self.config["seed"],
             self.config["seq_len"],
             *key,
@@ -224,12 +253,10 @@ class _Maker:
     def _log_prob(self, name: str, texts: Sequence[Text]) -> np.ndarray:
         """log p of what the loss counts: the text, or the answer given its prompt. Nats, float64 [n]."""
         exact = self.universe.log_prob if self._whole(name) else self.universe.conditional_log_prob
-        return exact(texts, self.mixtures[name])
+        return exact(texts, self._mixture(name))
 
-    def _prompts(self) -> tuple[np.ndarray, list[facts.Fact]]:
-        rows, seed = _rows(self.config, "prompts"), self.seed("prompts")
-        # The request or opening says nothing about the answer: both tasks ask what `align` asks.
-        mixture = self.mixtures["align"]
+    def _prompts(self, name: str, mixture: Mixture) -> tuple[np.ndarray, list[facts.Fact]]:
+        rows, seed = _rows(self.config, "prompts"), self.seed(name)
         lengths = [len(prompt.split()) for prompt in self.universe.prompts(mixture, 1024, seed)]
         usual = int(np.bincount(lengths).argmax())
         encoded = self.tokenizer.encode(self.universe.prompts(mixture, rows, seed, words=usual))
@@ -246,7 +273,8 @@ class _Maker:
         mixture of their exact probabilities, nats per token (reference: equation of gamma in section 3.3 of arXiv 2406.06144)."""
         counts = dict(pretrain=_rows(self.config, "pretrain"), **self.joint)
         found = []
-        for split, rows in texts.items():
+        for split in self.mixtures:
+            rows = texts[split]
             parts = [self.universe.log_prob(rows, self.mixtures[name]) + np.log(n) for name, n in counts.items() if n]
             nats = np.log(sum(counts.values())) - np.logaddexp.reduce(parts, axis=0)
             tokens = heldout[split].arrays()["mask"].sum(axis=1, dtype=np.int64)
@@ -273,7 +301,7 @@ class _Maker:
 
     def _entropy(self, name: str, texts: Sequence[Text], log_prob: np.ndarray, prepared: Prepared) -> facts.Fact:
         if self._whole(name):
-            entropy = self.universe.entropy(self.mixtures[name])
+            entropy = self.universe.entropy(self._mixture(name))
             return facts.fact(
                 "entropy", entropy.nats_per_token, "nats/token", name, stderr=entropy.nats_per_token_stderr
             )

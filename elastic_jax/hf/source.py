@@ -94,30 +94,39 @@ def open_source(where: str | os.PathLike, revision: str = "", *, weights: bool =
       UserError: there is no such folder, or the hub does not give it (`hf.hub.download`); config.json is missing, damaged, or of an
         architecture that is not supported.
     """
+    source = find_source(where, revision, weights=weights)
+    _ = source.family
+    return source
+
+
+def find_source(where: str | os.PathLike, revision: str = "", *, weights: bool = True, asked: str = "") -> Source:
+    """As `open_source`, of any architecture: nothing is read yet.
+
+    Args:
+      asked: the field by which it was asked for, where that is not `base.hf`.
+    """
     text = os.fspath(where)
+    field, field_of_revision = asked or f"base.hf={text}", f"{asked}: revision" if asked else "base.revision"
     if "://" in text:
         raise UserError(
-            f"base.hf={text}: a folder or an id of the hub was expected. Copy the files into a folder and give that."
+            f"{field}: a folder or an id of the hub was expected. Copy the files into a folder and give that."
         )
     folder = Path(text).expanduser()
     if folder.is_dir():
         if revision:
             raise UserError(
-                f"base.revision={revision} has no effect: base.hf={text} is a local folder, which has no revisions. Leave it out, or "
+                f"{field_of_revision}={revision} has no effect: {text} is a local folder, which has no revisions. Leave it out, or "
                 "name the folder of that revision."
             )
-        source = Source(folder)
-    elif folder.exists():
-        raise UserError(f"base.hf={text} is a file. Give the folder that holds {CONFIG} and the weights.")
-    elif hub.is_id(text):
-        source = Source(*hub.download(text, revision, weights))
-    else:
-        raise UserError(
-            f"base.hf={text}: no folder {folder} (looked from {os.getcwd()}). Give a folder with {CONFIG} and *.safetensors, or an "
-            "id of the Hugging Face hub such as owner/name."
-        )
-    _ = source.family
-    return source
+        return Source(folder)
+    if folder.exists():
+        raise UserError(f"{field}: {folder} is a file. Give the folder that holds {CONFIG} and the weights.")
+    if hub.is_id(text):
+        return Source(*hub.download(text, revision, weights, asked))
+    raise UserError(
+        f"{field}: no folder {folder} (looked from {os.getcwd()}). Give a folder with {CONFIG} and *.safetensors, or an id of the "
+        "Hugging Face hub such as owner/name."
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Protocol:
       settings: the `measures` section of the config.
       further: the scorers of `measures.scorers`, opened.
       frame: what the template puts around a question.
+      row_sums: of `likelihood.make_row_sums`, where several protocols share the program.
     """
 
     model: Decoder
@@ -33,6 +34,7 @@ class Protocol:
     settings: dict[str, Any]
     further: tuple[Further, ...] = ()
     frame: Frame = NO_FRAME
+    row_sums: likelihood.RowSums | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -42,8 +44,9 @@ class Protocol:
         prompts = digest_of(self.data.prompt_rows())
         scorers = [self.data.scorer.name, self.data.scorer.digest]
         judges = [[one.measure, one.scorer.digest] for one in self.further]
+        probes = {role: [probe.prompts.tolist(), probe.scorer.digest] for role, probe in self.data.probes.items()}
         whole = ["v2", what, heldout, prompts, *scorers, self.data.tokenizer.digest]
-        return digest_of([*whole, *([judges] if judges else [])])[:16]
+        return digest_of([*whole, *([judges] if judges else []), *([probes] if probes else [])])[:16]
 
     @property
     def of_base(self) -> frozenset[str]:
@@ -61,11 +64,18 @@ class Protocol:
 
     @cached_property
     def _row_sums(self) -> Any:
-        return likelihood.make_row_sums(self.model, self.mesh, self.settings["batch_size"])
+        return self.row_sums or likelihood.make_row_sums(self.model, self.mesh, self.settings["batch_size"])
+
+    def make_ready(self) -> None:
+        """Whatever is made once, before several threads measure: otherwise each of them may make its own."""
+        _ = self.digest, self._heldout, self._row_sums
 
     @property
     def sample_tokens(self) -> int:
-        longest = self.model.config.seq_len + 1 - self.data.prompts.shape[1]
+        return self._sample_tokens(self.data.prompts.shape[1])
+
+    def _sample_tokens(self, prompt_tokens: int) -> int:
+        longest = self.model.config.seq_len + 1 - prompt_tokens
         return min(self.settings["sample_tokens"] or longest, longest)
 
     def measure(self, params: Params, base: Params, seed: int) -> list[dict[str, Any]]:
@@ -79,16 +89,33 @@ class Protocol:
             sums = self._row_sums(params, base, arrays, self.data.tokenizer.token_bytes)
             log_prob = self.data.log_prob.get(split)
             rows += likelihood.rows_of(sums, split, self._vocabulary, log_prob)
-        chosen = np.arange(self.settings["samples"]) % len(self.data.prompts)
-        known = self.data.prompt_rows()
-        prompts = [known[i] for i in chosen]
+        prompts, continuations = self._written(params, self.data.prompt_rows(), seed, self.sample_tokens)
+        tokenizer, size = self.data.tokenizer, self.settings["batch_size"]
+        judges = [
+            behaviour.Judge(one.measure, one.bound(self.model, base, tokenizer, self.mesh, size), one.asks_question)
+            for one in self.further
+        ]
+        keep = self.settings["keep"]
+        rows += behaviour.rows_of(prompts, continuations, tokenizer, self.data.scorer, keep, judges, self.frame)
+        for role, probe in self.data.probes.items():
+            asked = probe.prompts.tolist()
+            prompts, continuations = self._written(params, asked, seed, self._sample_tokens(probe.prompts.shape[1]))
+            of_task = behaviour.rows_of(prompts, continuations, tokenizer, probe.scorer, 0)
+            rows += [dict(row, split=role) for row in of_task]
+        return rows
+
+    def _written(
+        self, params: Params, known: list[list[int]], seed: int, length: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """As many prompts as there are to be samples, in turn, and what the model writes on each."""
+        prompts = [known[i] for i in np.arange(self.settings["samples"]) % len(known)]
         written = sample(
             self.model,
             params,
             prompts,
             jax.random.key(np.uint32(seed)),
             self.mesh,
-            length=self.sample_tokens,
+            length=length,
             temperature=self.settings["temperature"],
             top_k=self.settings["top_k"],
             top_p=self.settings["top_p"],
@@ -99,12 +126,4 @@ class Protocol:
             tokenizer=self.data.tokenizer if self.settings["stop"] else None,
             progress=LogProgress(),
         )
-        continuations = [row[:n] for row, n in zip(written.tokens.tolist(), written.lengths, strict=True)]
-        tokenizer, size = self.data.tokenizer, self.settings["batch_size"]
-        judges = [
-            behaviour.Judge(one.measure, one.bound(self.model, base, tokenizer, self.mesh, size), one.asks_question)
-            for one in self.further
-        ]
-        keep = self.settings["keep"]
-        rows += behaviour.rows_of(prompts, continuations, tokenizer, self.data.scorer, keep, judges, self.frame)
-        return rows
+        return prompts, [row[:n] for row, n in zip(written.tokens.tolist(), written.lengths, strict=True)]

@@ -706,30 +706,28 @@ def _biases(default: bool = False) -> Feature:
     return Feature(dict(attention_bias=default), read, lambda c, length: dict(attention_bias=c.qkv_bias))
 
 
+def _pair(name: str, path: str, weight: str, bias: str) -> tuple[Rule, Rule]:
+    """The weight of a projection, and the bias that some models have beside it."""
+    return Rule(f"{name}.weight", path, weight), Rule(f"{name}.bias", f"{path}_bias", bias)
+
+
+def _layer_norm(name: str, path: str) -> tuple[Rule, Rule]:
+    return Rule(f"{name}.weight", f"{path}.scale", "d -> d"), Rule(f"{name}.bias", f"{path}.bias", "d -> d")
+
+
 _ATTENTION = "model.layers.{}.self_attn."
 _MLP = "model.layers.{}.mlp."
+_QKV, _OUT = "layers.{}.attention.qkv", "layers.{}.attention.out"
+_UP, _DOWN = "layers.{}.mlp.up", "layers.{}.mlp.down"
 _BODY = (
     Rule("model.embed_tokens.weight", "embedding", "v d -> v d"),
-    *(
-        rule
-        for part in ("query", "key", "value")
-        for rule in (
-            Rule(f"{_ATTENTION}{part[0]}_proj.weight", "layers.{}.attention.qkv", f"(k {part} h) d -> d k {part} h"),
-            Rule(f"{_ATTENTION}{part[0]}_proj.bias", "layers.{}.attention.qkv_bias", f"(k {part} h) -> k {part} h"),
-        )
-    ),
-    Rule(f"{_ATTENTION}o_proj.weight", "layers.{}.attention.out", "d (k g h) -> k g h d"),
-    Rule(f"{_ATTENTION}o_proj.bias", "layers.{}.attention.out_bias", "d -> d"),
-    *(
-        rule
-        for part in ("gate", "up")
-        for rule in (
-            Rule(f"{_MLP}{part}_proj.weight", "layers.{}.mlp.up", f"({part} f) d -> d {part} f"),
-            Rule(f"{_MLP}{part}_proj.bias", "layers.{}.mlp.up_bias", f"({part} f) -> {part} f"),
-        )
-    ),
-    Rule(f"{_MLP}down_proj.weight", "layers.{}.mlp.down", "d f -> f d"),
-    Rule(f"{_MLP}down_proj.bias", "layers.{}.mlp.down_bias", "d -> d"),
+    *_pair(f"{_ATTENTION}q_proj", _QKV, "(k query h) d -> d k query h", "(k query h) -> k query h"),
+    *_pair(f"{_ATTENTION}k_proj", _QKV, "(k key h) d -> d k key h", "(k key h) -> k key h"),
+    *_pair(f"{_ATTENTION}v_proj", _QKV, "(k value h) d -> d k value h", "(k value h) -> k value h"),
+    *_pair(f"{_ATTENTION}o_proj", _OUT, "d (k g h) -> k g h d", "d -> d"),
+    *_pair(f"{_MLP}gate_proj", _UP, "(gate f) d -> d gate f", "(gate f) -> gate f"),
+    *_pair(f"{_MLP}up_proj", _UP, "(up f) d -> d up f", "(up f) -> up f"),
+    *_pair(f"{_MLP}down_proj", _DOWN, "d f -> f d", "d -> d"),
     Rule("model.norm.weight", "final_norm.scale", "d -> d"),
     Rule("lm_head.weight", "head", "v d -> d v"),
 )
@@ -880,21 +878,14 @@ _NEOX = Family(
     ),
     rules=(
         Rule("gpt_neox.embed_in.weight", "embedding", "v d -> v d"),
-        Rule(f"{_NEOX_LAYER}input_layernorm.weight", "layers.{}.attention_norm.scale", "d -> d"),
-        Rule(f"{_NEOX_LAYER}input_layernorm.bias", "layers.{}.attention_norm.bias", "d -> d"),
+        *_layer_norm(f"{_NEOX_LAYER}input_layernorm", "layers.{}.attention_norm"),
         # Head by head its query, its key and its value.
-        Rule(f"{_NEOX_LAYER}attention.query_key_value.weight", "layers.{}.attention.qkv", "(k qkv h) d -> d k qkv h"),
-        Rule(f"{_NEOX_LAYER}attention.query_key_value.bias", "layers.{}.attention.qkv_bias", "(k qkv h) -> k qkv h"),
-        Rule(f"{_NEOX_LAYER}attention.dense.weight", "layers.{}.attention.out", "d (k g h) -> k g h d"),
-        Rule(f"{_NEOX_LAYER}attention.dense.bias", "layers.{}.attention.out_bias", "d -> d"),
-        Rule(f"{_NEOX_LAYER}post_attention_layernorm.weight", "layers.{}.mlp_norm.scale", "d -> d"),
-        Rule(f"{_NEOX_LAYER}post_attention_layernorm.bias", "layers.{}.mlp_norm.bias", "d -> d"),
-        Rule(f"{_NEOX_LAYER}mlp.dense_h_to_4h.weight", "layers.{}.mlp.up", "(one f) d -> d one f"),
-        Rule(f"{_NEOX_LAYER}mlp.dense_h_to_4h.bias", "layers.{}.mlp.up_bias", "(one f) -> one f"),
-        Rule(f"{_NEOX_LAYER}mlp.dense_4h_to_h.weight", "layers.{}.mlp.down", "d f -> f d"),
-        Rule(f"{_NEOX_LAYER}mlp.dense_4h_to_h.bias", "layers.{}.mlp.down_bias", "d -> d"),
-        Rule("gpt_neox.final_layer_norm.weight", "final_norm.scale", "d -> d"),
-        Rule("gpt_neox.final_layer_norm.bias", "final_norm.bias", "d -> d"),
+        *_pair(f"{_NEOX_LAYER}attention.query_key_value", _QKV, "(k qkv h) d -> d k qkv h", "(k qkv h) -> k qkv h"),
+        *_pair(f"{_NEOX_LAYER}attention.dense", _OUT, "d (k g h) -> k g h d", "d -> d"),
+        *_layer_norm(f"{_NEOX_LAYER}post_attention_layernorm", "layers.{}.mlp_norm"),
+        *_pair(f"{_NEOX_LAYER}mlp.dense_h_to_4h", _UP, "(one f) d -> d one f", "(one f) -> one f"),
+        *_pair(f"{_NEOX_LAYER}mlp.dense_4h_to_h", _DOWN, "d f -> f d", "d -> d"),
+        *_layer_norm("gpt_neox.final_layer_norm", "final_norm"),
         Rule("embed_out.weight", "head", "v d -> d v"),
     ),
     prefix="gpt_neox.",
@@ -923,20 +914,13 @@ _GPT2 = Family(
     rules=(
         Rule("transformer.wte.weight", "embedding", "v d -> v d"),
         Rule("transformer.wpe.weight", "positions", "p d -> p d"),
-        Rule(f"{_GPT2_LAYER}ln_1.weight", "layers.{}.attention_norm.scale", "d -> d"),
-        Rule(f"{_GPT2_LAYER}ln_1.bias", "layers.{}.attention_norm.bias", "d -> d"),
-        Rule(f"{_GPT2_LAYER}attn.c_attn.weight", "layers.{}.attention.qkv", "d (qkv k h) -> d k qkv h"),
-        Rule(f"{_GPT2_LAYER}attn.c_attn.bias", "layers.{}.attention.qkv_bias", "(qkv k h) -> k qkv h"),
-        Rule(f"{_GPT2_LAYER}attn.c_proj.weight", "layers.{}.attention.out", "(k g h) d -> k g h d"),
-        Rule(f"{_GPT2_LAYER}attn.c_proj.bias", "layers.{}.attention.out_bias", "d -> d"),
-        Rule(f"{_GPT2_LAYER}ln_2.weight", "layers.{}.mlp_norm.scale", "d -> d"),
-        Rule(f"{_GPT2_LAYER}ln_2.bias", "layers.{}.mlp_norm.bias", "d -> d"),
-        Rule(f"{_GPT2_LAYER}mlp.c_fc.weight", "layers.{}.mlp.up", "d (one f) -> d one f"),
-        Rule(f"{_GPT2_LAYER}mlp.c_fc.bias", "layers.{}.mlp.up_bias", "(one f) -> one f"),
-        Rule(f"{_GPT2_LAYER}mlp.c_proj.weight", "layers.{}.mlp.down", "f d -> f d"),
-        Rule(f"{_GPT2_LAYER}mlp.c_proj.bias", "layers.{}.mlp.down_bias", "d -> d"),
-        Rule("transformer.ln_f.weight", "final_norm.scale", "d -> d"),
-        Rule("transformer.ln_f.bias", "final_norm.bias", "d -> d"),
+        *_layer_norm(f"{_GPT2_LAYER}ln_1", "layers.{}.attention_norm"),
+        *_pair(f"{_GPT2_LAYER}attn.c_attn", _QKV, "d (qkv k h) -> d k qkv h", "(qkv k h) -> k qkv h"),
+        *_pair(f"{_GPT2_LAYER}attn.c_proj", _OUT, "(k g h) d -> k g h d", "d -> d"),
+        *_layer_norm(f"{_GPT2_LAYER}ln_2", "layers.{}.mlp_norm"),
+        *_pair(f"{_GPT2_LAYER}mlp.c_fc", _UP, "d (one f) -> d one f", "(one f) -> one f"),
+        *_pair(f"{_GPT2_LAYER}mlp.c_proj", _DOWN, "f d -> f d", "d -> d"),
+        *_layer_norm("transformer.ln_f", "final_norm"),
         Rule("lm_head.weight", "head", "v d -> d v"),
     ),
     prefix="transformer.",

@@ -19,9 +19,10 @@ from elastic_jax import config as config_lib
 from elastic_jax import environment, report
 from elastic_jax.base import Base
 from elastic_jax.config import Config
-from elastic_jax.data import files, heldout
+from elastic_jax.data import files, heldout, tasks
 from elastic_jax.data.build import StudyData, build
 from elastic_jax.errors import UserError, closest
+from elastic_jax.measures.likelihood import make_row_sums
 from elastic_jax.measures.protocol import Protocol
 from elastic_jax.measures.questions import NO_FRAME, frame_of
 from elastic_jax.measures.scorers import further
@@ -32,9 +33,11 @@ from elastic_jax.models.lora import lora_config
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.parallel import distributed, together
 from elastic_jax.parallel.mesh import batch_shards, check_batch, make_mesh, without_lanes
-from elastic_jax.study import agree, answers, execute, population, tree
+from elastic_jax.study import agree, answers, execute, population, threads, tree
+from elastic_jax.study.session import Session
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
+from elastic_jax.train import account
 from elastic_jax.train.accumulate import check_accumulate
 
 if TYPE_CHECKING:
@@ -58,18 +61,19 @@ class Study:
     Args:
       weights: False where a plan is all that is asked of the study: then those of a base and of judges need not be there, and its
         runs are not told from those of other weights.
+      session: what it shares with other studies of this process.
 
     Raises:
       UserError: the config cannot work, or the folder is not one of ours.
     """
 
-    def __init__(self, config: Config, workdir: epath.PathLike, weights: bool = True):
+    def __init__(self, config: Config, workdir: epath.PathLike, weights: bool = True, session: Session | None = None):
         config_lib.validate(config)
         if config.variants:
             raise UserError(
                 f"{config.name} has variants ({', '.join(config.variants)}), which are a study each: study.suite.Suite runs them all."
             )
-        self.config = config
+        self.config, self.session = config, session or Session()
         self._weights = weights
         self.workdir = Workdir(workdir)
         self.mesh: Mesh = make_mesh(**config.mesh)
@@ -102,8 +106,9 @@ class Study:
         pretrain = "pretrain" in config_lib.stages(self.config)
         make = partial(build, section, self.workdir.data, objectives=tree.data_kinds(self.config), pretrain=pretrain)
         made: list[StudyData] = []
-        agree.from_main(lambda: made.append(make()), DATA_TIMEOUT)
-        data = made[0] if made else make()
+        with self.session.account.during(account.DATA):
+            agree.from_main(lambda: made.append(make()), DATA_TIMEOUT)
+            data = made[0] if made else make()
         if jax.process_count() > 1:  # hosts without a common disk have prepared each their own
             together.same_for_all("The prepared data", data.digest, "Give every host the same raw files and versions.")
         return data
@@ -131,7 +136,11 @@ class Study:
         settings = self.config.measures.to_dict()
         text = self.config.data.kind == "text" and self._scorers
         frame = frame_of(self.config.data.template, self.data.tokenizer) if text else NO_FRAME
-        return Protocol(self.model, self.data, without_lanes(self.mesh), settings, self._scorers, frame)
+        mesh, size = without_lanes(self.mesh), settings["batch_size"]
+        sums = self.session.once(
+            ("row sums", self.model.config, mesh, size), lambda: make_row_sums(self.model, mesh, size)
+        )
+        return Protocol(self.model, self.data, mesh, settings, self._scorers, frame, sums)
 
     @cached_property
     def _tree(self) -> tuple[list[Run], list[str]]:
@@ -172,7 +181,7 @@ class Study:
         if lora is not None:  # a rank that the base has no room for
             Adapted(self.model.config, lora).shardings(self.mesh)
         self._check_bases()
-        _ = self._width
+        _ = self._at_once
         for stage in ("align", "perturb"):
             rows, largest = self.data.train[stage].rows, max(self.config[stage].volumes, default=0)
             if largest > rows:
@@ -181,6 +190,12 @@ class Study:
                     f"{'data.rows.' + stage if self.config.data.kind == 'text' else f'data.{stage}.rows'}."
                 )
         self._check_resistance()
+        for task in self.config.data.tasks.names if self.config.order.volume else ():
+            rows = self.data.train[tasks.role(task)].rows
+            if self.config.order.volume > rows:
+                raise UserError(
+                    f"order.volume={self.config.order.volume}: data has {rows} rows for {task}. Lower it, or raise data.tasks.rows."
+                )
         measures, c = self.config.measures, self.model.config
         Choice(measures.temperature, measures.top_k, measures.top_p).check(c.used_vocab or c.vocab_size)
         asked, length = measures.sample_tokens, self.data.prompts.shape[1]
@@ -243,7 +258,7 @@ class Study:
         fields = {f.name: asked[f.name] for f in dataclasses.fields(answers.Settings) if f.name in asked}
         asking = answers.Settings(**dict(fields, batch_size=self.config.measures.batch_size))
         return execute.Executor(
-            self.workdir, self.model, self.mesh, self.data, self.protocol, settings, self.sources, asking
+            self.workdir, self.model, self.mesh, self.data, self.protocol, settings, self.sources, asking, self.session
         )
 
     def params_at(self, run: Run, updates: int) -> Params:
@@ -259,6 +274,11 @@ class Study:
         """Lanes of a population; 1 where every run is trained by itself."""
         return population.width(self.config.population, self.mesh, self.model.size)
 
+    @cached_property
+    def _at_once(self) -> int:
+        """Threads, each of which trains a run."""
+        return threads.count(self.config.at_once, self.mesh, self.model.size, self._width)
+
     def status(self) -> list[Status]:
         found = []
         for run in self.runs:
@@ -271,7 +291,7 @@ class Study:
         """Train and measure what is missing, then write the table and the report.
 
         Args:
-          stage: stop after this stage ("pretrain", "align", "perturb" or "resistance"); by default everything.
+          stage: stop after this stage (one of `tree.STAGES`); by default everything.
           only: keys of runs: these alone, once their parents are done, and neither table nor report; several processes may
             train different runs of a study at the same time.
           page: write table and report; a suite does that once, for all of its studies.
@@ -326,14 +346,17 @@ class Study:
         return [run for run in self.runs if run.key in keys]
 
     def _train(self, wanted: list[Run], todo: list[Run], alone: bool) -> None:
-        """Bring the runs `todo` to their ends, siblings together where that is faster."""
-        cost = {run.key: run.updates * self._executor.positions(run) for run in wanted}
+        """Bring the runs `todo` to their ends, several together where that is faster."""
+        cost = {run.key: run.updates * self._executor.positions(run) if run.trains else 0 for run in wanted}
         total, spent = sum(cost.values()), sum(cost.values()) - sum(cost[run.key] for run in todo)
         width = self._width
+        if self._at_once > 1 and len(todo) > 1:
+            return self._train_in_threads(wanted, todo, cost, alone)
         # Of the whole tree, so that who is trained with whom does not depend on what is done already.
-        trained = [run for run in self.runs if run.base is None]
+        trained = [run for run in self.runs if run.trains]
         groups = [[run] for run in self.runs if run.base is not None]
         groups += population.siblings(trained, self._executor.rows) if width > 1 else [[run] for run in trained]
+        groups += [[run] for run in self.runs if run.draw]
         for group in groups:
             several = len(group) > 1
             here = [run for run in group if run in todo]
@@ -357,6 +380,29 @@ class Study:
                     self._executor.execute(runs[0], show, repair)
                 distributed.barrier(runs[0].key)
                 spent += sum(cost[run.key] for run in runs)
+
+    def _train_in_threads(self, wanted: list[Run], todo: list[Run], cost: dict[str, int], alone: bool) -> None:
+        """Runs that do not wait for one another at the same time, shown as one."""
+        self.protocol.make_ready()
+        repair = [run.key for run in wanted] if alone else None
+        updates = sum(run.updates for run in todo if run.trains)
+        show = partial(
+            execute.display,
+            model=self.model,
+            index=len(wanted) - len(todo) + 1,
+            runs=len(wanted),
+            study=(sum(cost.values()), sum(cost.values()) - sum(cost[run.key] for run in todo)),
+            seconds=self.config.log.seconds,
+            count=self.mesh.size,
+            tokens_per_step=sum(cost[run.key] for run in todo) // max(updates, 1),
+        )
+        with execute.display_together(todo, show, pausing=False) as shown:
+            threads.run_all(
+                todo,
+                self._at_once,
+                lambda run: self._executor.execute(run, shown, repair),
+                stop=self._executor.halt.set,
+            )
 
     def record(self, again: bool = True) -> None:
         """Write down what the study is, where the table and the report find it.
@@ -410,7 +456,8 @@ class Study:
 
     def write_report(self, fresh: bool = True) -> epath.Path:
         """Table and report from what is measured so far; nothing is written again where nothing changed."""
-        return write_report(self.workdir, self.config.name, self.fingerprint, self.config.measures.kl_eps, fresh)
+        with self.session.account.during(account.REPORT):
+            return write_report(self.workdir, self.config.name, self.fingerprint, self.config.measures.kl_eps, fresh)
 
 
 def _needed(runs: list[Run], stage: str) -> list[Run]:
@@ -473,6 +520,6 @@ def devices() -> str:
 def describe_plan(study: Study) -> dict[str, Any]:
     """Totals for one line."""
     runs = study.runs
-    updates = sum(run.updates for run in runs)
-    tokens = sum(run.updates * run.batch_size for run in runs) * study.config.data.seq_len
+    updates = sum(run.updates for run in runs if run.trains)
+    tokens = sum(run.updates * run.batch_size for run in runs if run.trains) * study.config.data.seq_len
     return dict(runs=len(runs), updates=updates, tokens=tokens, params=study.model.size)

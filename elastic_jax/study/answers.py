@@ -8,10 +8,9 @@ is damaged is written again, and has to come out the same, since runs may have b
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
-import zipfile
+import threading
 import zlib
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -24,11 +23,12 @@ from jax.sharding import Mesh
 
 from elastic_jax import environment
 from elastic_jax.data import prepared as prepared_lib
+from elastic_jax.data.arrays import read_arrays, write_arrays
 from elastic_jax.data.examples import COUNTS, TokenRows
-from elastic_jax.data.files import digest_of, write_bytes, write_text
+from elastic_jax.data.files import digest_of, write_text
 from elastic_jax.data.pipeline import batch_at
 from elastic_jax.data.prepared import Prepared
-from elastic_jax.errors import UserError, first_line
+from elastic_jax.errors import UserError
 from elastic_jax.measures import answers as measures
 from elastic_jax.models.filters import Choice
 from elastic_jax.models.sampler import LogProgress, sample
@@ -116,11 +116,16 @@ class Library:
     ):
         self._workdir, self._model, self._mesh, self._data = workdir, model, mesh, data
         self._settings, self._params_at = settings, params_at
+        self._lock = threading.RLock()  # nothing is written twice when several runs ask for it
         self._read: dict[str, dict[str, np.ndarray]] = {}
         self._trained: dict[str, Prepared] = {}
 
     def trained(self, cross: Cross) -> Prepared:
         """The answers that the run trains on, as prepared rows; written first where they are not there yet."""
+        with self._lock:
+            return self._trained_rows(cross)
+
+    def _trained_rows(self, cross: Cross) -> Prepared:
         name = digest_of([cross.answers.identity, cross.queries, cross.opposite.identity if cross.cut else ""])
         if name not in self._trained:
             whole, mask = self.answers(cross.answers), self.mask(cross)
@@ -186,11 +191,15 @@ class Library:
         Raises:
           UserError: a damaged file comes out differently when it is written again.
         """
+        with self._lock:
+            return self._answers_of(answers)
+
+    def _answers_of(self, answers: Answers) -> dict[str, np.ndarray]:
         if answers.key not in self._read:
             path = self._workdir.answers / f"{answers.key}.npz"
-            if not agree.from_main(lambda: _load(path) is not None):
+            if not agree.from_main(lambda: read_arrays(path, FIELDS) is not None):
                 self._write(answers, path)
-            found = _load(path)
+            found = read_arrays(path, FIELDS)
             if found is None:
                 raise UserError(f"{path}: cannot be read on this process. All of them need one disk or bucket.")
             self._read[answers.key] = found
@@ -263,9 +272,7 @@ class Library:
         lengths = arrays["mask"].sum(axis=1)
         drawn = np.where(arrays["mask"] != 0, arrays["drawn_nll"], 0).sum(dtype=np.float64)
         own = np.where(arrays["mask"] != 0, arrays["self_nll"], 0).sum(dtype=np.float64)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_bytes(path, buffer.getvalue())
+        write_arrays(path, arrays, compressed=True)
         settings = dataclasses.asdict(self._settings)
         settings.pop("batch_size")
         facts = dict(
@@ -296,16 +303,3 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 def _last(mask: np.ndarray) -> np.ndarray:
     """[n]: the place in the row of tokens of the last target that counts."""
     return mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
-
-
-def _load(path: epath.Path) -> dict[str, np.ndarray] | None:
-    """None where there is no such file, or it is damaged."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            found = {name: stored[name] for name in FIELDS}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.warning("%s cannot be read (%s); its answers are written again.", path, first_line(error, 200))
-        return None
-    return found

@@ -5,7 +5,8 @@ The rules of resuming:
  2. otherwise it continues from the newest checkpoint that is not beyond the first thing missing;
  3. a checkpoint that cannot be read is given up, said so, and the one before it is taken;
  4. without any it starts from its parent's point (pre-training: from random weights).
-A base (`base.hf`) is the same kind of run with nothing to train: it is measured, and read from its source wherever it is needed.
+A base (`base.hf`) is the same kind of run with nothing to train: it is measured, and read from its source wherever it is needed. So is
+noise (`study.noise`), whose points are made of those of its parent whenever they are measured.
 What was measured before stays: an update number means the same weights however often the run was interrupted. For the same
 reason a part that is trained again to repair a checkpoint leaves the record of metrics as it is.
 """
@@ -13,12 +14,11 @@ reason a part that is trained again to repair a checkpoint leaves the record of 
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import logging
+import threading
 import time
 import weakref
-import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ from jax.sharding import Mesh
 
 from elastic_jax import environment, objectives
 from elastic_jax.data import facts
+from elastic_jax.data.arrays import read_arrays, write_arrays
 from elastic_jax.data.build import StudyData
-from elastic_jax.data.files import write_bytes
 from elastic_jax.data.pipeline import batches, rows_needed
 from elastic_jax.data.prepared import Prepared
 from elastic_jax.errors import UserError
@@ -42,11 +42,13 @@ from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives import Objective
 from elastic_jax.parallel import distributed, hardware
 from elastic_jax.parallel.mesh import batch_sharding, batch_shards, put_global, put_local, replicated
-from elastic_jax.study import agree, answers, population
+from elastic_jax.parallel.rows import in_batches
+from elastic_jax.study import agree, answers, noise, population
 from elastic_jax.study.population import Program
+from elastic_jax.study.session import Session
 from elastic_jax.study.tree import Run
 from elastic_jax.study.workdir import Workdir
-from elastic_jax.train import goodput, interrupt, loop
+from elastic_jax.train import account, goodput, interrupt, loop
 from elastic_jax.train import metrics as metrics_lib
 from elastic_jax.train.checkpoint import Checkpoints, Damaged
 from elastic_jax.train.goodput import Ledger
@@ -62,6 +64,8 @@ log = logging.getLogger(__name__)
 
 # Seconds that an interruption waits for a measurement, after which the training would be saved. Schedulers leave 30 and more.
 PATIENCE = 10.0
+# Rows at a time through what an objective asks of the parameters that a run starts from.
+_REFERENCE_BATCH = 256
 
 
 def stage_key(run: Run) -> jax.Array:
@@ -119,6 +123,9 @@ class Executor:
     Args:
       sources: where the parameters of the bases are, in a study that does not pre-train.
       asking: how the answers are written that runs are trained on.
+      session: what it shares with other studies.
+
+    Runs may be executed in several threads at the same time.
     """
 
     def __init__(
@@ -131,10 +138,13 @@ class Executor:
         settings: Settings,
         sources: "Sources | None" = None,
         asking: "answers.Settings | None" = None,
+        session: Session | None = None,
     ):
         self._workdir, self._model, self._mesh, self._data = workdir, model, mesh, data
         self._protocol, self._settings, self._sources = protocol, settings, sources or {}
-        self._programs: dict[str, Program] = {}
+        self._session = session or Session()
+        self._lock = threading.RLock()  # of what runs share: a base that is read, a point that is repaired
+        self.halt = threading.Event()  # set, it lets runs save and end
         self._bases: weakref.WeakValueDictionary[str, _Base] = weakref.WeakValueDictionary()
         self._last_base: _Base | None = None
         self._mine: Collection[str] | None = None
@@ -151,8 +161,8 @@ class Executor:
           mine: keys of the runs that this process may write; None: all.
         """
         self._mine = mine
-        if run.base is not None:
-            self._measure_base(run, progress)
+        if not run.trains:
+            self._measure_alone(run, progress)
         else:
             loop.drive(self._executing(run, progress), self._program(run).alone(run, lambda: self._frozen(run)))
 
@@ -187,29 +197,53 @@ class Executor:
             checkpoints.close()
         self._write_done(run, there & kept, time.monotonic() - began)
 
-    def _measure_base(self, run: Run, progress: Display) -> None:
-        """All that there is to do of a run of no updates."""
+    def _measure_alone(self, run: Run, progress: Display) -> None:
+        """All that there is to do of a run that trains nothing."""
         began = time.monotonic()
         self._write_beginning(run, set())
-        if set(run.measures) - set(agree.from_main(lambda: sorted(self._measured(run)))):
+        measured = set(agree.from_main(lambda: sorted(self._measured(run))))
+        missing = sorted(run.measures - measured)
+        if missing:
             folder = self._workdir.run(run.key)
             with (
                 Ledger() as ledger,
                 MetricWriter(folder, tensorboard=self._settings.tensorboard) as writer,
-                progress(run, 0, 0) as display,
+                progress(run, 0, run.updates) as display,
             ):
                 writer.truncate(-1)
                 try:
                     with ledger.during("restore"):
-                        base = self._kept_base(run, 0)
-                    with ledger.during("measure"):
-                        rows = self._measure(base.params, None, run.seed)
-                    self._add_rows(run, rows, 0, 0)
-                    writer.write(0, _values(rows), kind="measure")
-                    display.update(0)
+                        base, states = self._base(run), self._untrained(run, missing)
+                    for number in sorted(run.measures):
+                        if self.halt.is_set():
+                            raise interrupt.Interrupted(f"{run.key} stopped before update {number} was measured")
+                        if number in measured:  # only written down again
+                            rows = self._rows_at(run, number)
+                        else:
+                            with ledger.during("restore"):
+                                params, more = next(states)
+                            with ledger.during("measure"):
+                                rows = self._measure(params, base, run.seed) + more
+                            del params  # before the next point is made
+                            self._add_rows(run, rows, number, self._tokens_at(run.parent, number))
+                        writer.write(number, _values(rows), kind="measure")
+                        display.update(number)
                 finally:
                     self._account(run, ledger)
         self._write_done(run, set(), time.monotonic() - began)
+
+    def _untrained(self, run: Run, numbers: Sequence[int]) -> Iterator[tuple[Params, list[dict[str, Any]]]]:
+        """Parameters of a run that trains nothing at each of these points, and rows about how they were made."""
+        if run.draw:
+            return noise.points(run, numbers, self._model, self._mesh, self.params_at)
+        return iter([(self._kept_base(run, 0).params, [])])
+
+    def _tokens_at(self, run: Run | None, number: int) -> int:
+        """Tokens behind a point that was measured before; 0 without a run, and on processes that write nothing."""
+        if run is None or not distributed.is_main():
+            return 0
+        rows = self._workdir.rows(run.key)
+        return int(rows.tokens[rows.updates == number].max())
 
     def _measure(self, params: Params, base: "_Base | None", seed: int) -> list[dict[str, Any]]:
         """What the protocol says of a checkpoint; `base` is None before there is a base model."""
@@ -256,6 +290,7 @@ class Executor:
         if distributed.is_main():
             there = self._workdir.read_run(run.key, goodput.FILE)
             self._workdir.write_run(run.key, goodput.FILE, goodput.add(there, seconds))
+            self._session.account.add(account.of_run(run.stage, seconds))
         if jax.default_backend() != "cpu" and (remark := goodput.remark(seconds)):
             log.warning("%s: %s", run.key, remark)
 
@@ -361,7 +396,7 @@ class Executor:
             # Lanes take host arrays, to put those of all of them on the devices at once.
             whole_rows = together or self._mesh.shape["run"] > 1
             put = (lambda batch: batch) if together else self._put_whole if whole_rows else self._put_local
-            pulse = agree.Pulse(interrupt.requested)
+            pulse = agree.Pulse(lambda: interrupt.requested() or self.halt.is_set())
             compiling = contextlib.ExitStack()  # until the first update is done there is nothing to save
 
             def alive(number: int) -> None:
@@ -500,6 +535,10 @@ class Executor:
         """What the run had trained at a kept point; a damaged point is trained again from the one before it."""
         if run.base is not None:
             return self._sources[run.base].load_params(self._model, self._mesh)
+        with self._lock:
+            return self._restored(run, updates)
+
+    def _restored(self, run: Run, updates: int) -> Params:
         checkpoints = self._checkpoints(run)
         try:
             return checkpoints.restore_params(updates)[0]
@@ -526,11 +565,12 @@ class Executor:
     def _kept_base(self, root: Run, at: int) -> "_Base":
         """The base's parameters, kept for as long as a run needs them, and for the next one."""
         key = root.base.label if root.base is not None else f"{root.key}@{at}"  # one of others serves every seed
-        base = self._bases.get(key)
-        if base is None:
-            self._last_base = None  # there may not be room for two
-            base = self._bases[key] = self._last_base = _Base(self._saved(root, at), self._model)
-        return base
+        with self._lock:
+            base = self._bases.get(key)
+            if base is None:
+                self._last_base = None  # there may not be room for two
+                base = self._bases[key] = self._last_base = _Base(self._saved(root, at), self._model)
+            return base
 
     def rows(self, run: Run) -> int | None:
         """`packed_rows` of the run."""
@@ -548,15 +588,14 @@ class Executor:
         for role in self._data.packed_batches:
             prepared = self._data.train[role]
             each = prepared.counts["loss_tokens"] / prepared.rows
-            shares = [run.batch_size * each / self.positions(run) for run in runs if run.role == role]
+            shares = [run.batch_size * each / self.positions(run) for run in runs if run.role == role and run.trains]
             packed[role] = facts.fact("token_efficiency", float(np.mean(shares)), "fraction", role, n=len(shares))
         return [packed.get(f["split"], f) if f["measure"] == "token_efficiency" else f for f in self._data.facts]
 
     def _program(self, run: Run) -> Program:
         key = population.kind(run, self.rows(run))
-        if key not in self._programs:
-            self._programs[key] = Program(self._model, self._mesh, run)
-        return self._programs[key]
+        what = "update", self._model.config, self._mesh, key
+        return self._session.once(what, lambda: Program(self._model, self._mesh, run))
 
     def _rollout(self, run: Run, objective: Objective) -> Any:
         if objective.rollout is None:
@@ -579,8 +618,8 @@ class Executor:
         if objective.annotate is None:
             return {}
         path = self._workdir.run(run.key) / "reference.npz"
-        if agree.from_main(lambda: _load_arrays(path) is not None):
-            return _load_arrays(path) or {}
+        if agree.from_main(lambda: read_arrays(path) is not None):
+            return read_arrays(path) or {}
         annotate, trained = objective.annotate, self._trained(run)
         jitted = jax.jit(
             # As the loss computes them: what is merged rounds differently.
@@ -589,18 +628,9 @@ class Executor:
         )
         params, frozen = self._first(run), self._frozen(run)
         rows = self._train_rows(run).arrays()
-        n = len(next(iter(rows.values())))
-        size = -(-256 // batch_shards(self._mesh)) * batch_shards(self._mesh)
-        parts = []
-        with jax.set_mesh(self._mesh):
-            for begin in range(0, n, size):
-                index = np.arange(begin, begin + size) % n
-                batch = {k: put_global(v[index], batch_sharding(self._mesh)) for k, v in rows.items()}
-                parts.append(jitted(params, batch, frozen))
-        parts = jax.device_get(parts)
-        reference = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
+        reference = in_batches(lambda batch: jitted(params, batch, frozen), rows, self._mesh, _REFERENCE_BATCH)
         if distributed.is_main():
-            _save_arrays(path, reference)
+            write_arrays(path, reference)
         return reference
 
 
@@ -613,24 +643,6 @@ def _in_parts(
         start -= end - begin - left
         if left:
             yield from itertools.islice(reading(start=end - left), left)
-
-
-def _load_arrays(path: epath.Path) -> dict[str, np.ndarray] | None:
-    """None where there is no such file, or it is damaged: what it holds can be computed again."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as stored:
-            return dict(stored)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s cannot be read (%s); computing it again.", path, error)
-        return None
-
-
-def _save_arrays(path: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
 
 
 def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -655,11 +667,17 @@ def quiet(run: Run, start: int, stop: int) -> Progress:
 
 
 @contextlib.contextmanager
-def display_together(runs: Sequence[Run], show: Callable[[Run, int, int], Progress]) -> Iterator[Display]:
-    """One line for several runs: its steps are those of all of them."""
+def display_together(
+    runs: Sequence[Run], show: Callable[[Run, int, int], Progress], pausing: bool = True
+) -> Iterator[Display]:
+    """One line for several runs: its steps are those of all of them.
+
+    Args:
+      pausing: whether all of them wait while one is measured or saved.
+    """
     name = runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"
     updates = sum(run.updates for run in runs)
-    with Group(show(dataclasses.replace(runs[0], name=name), 0, updates)) as group:
+    with Group(show(dataclasses.replace(runs[0], name=name), 0, updates), pausing) as group:
         yield lambda run, start, stop: group.member(start, stop, run.updates)
 
 

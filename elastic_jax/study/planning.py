@@ -37,6 +37,8 @@ from elastic_jax.train.progress import format_duration
 from elastic_jax.train.step import make_train_step
 
 TIMED_UPDATES = 3
+# The field that says whether a stage is run; of others it is "volumes".
+_AMOUNTS = dict(resistance="slices", noise="draws", order="volume")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +329,7 @@ def _work(config: Config, model: ModelConfig, run: Run) -> Work:
         optim=run.optim,
         rows=run.batch_size,
         answers=2 if objective.rows == "pair" else 1,
-        packed=run.cross is None and config.data.pack[run.role] != "none",
+        packed=run.cross is None and config.data.pack.get(run.role, "none") != "none",
         extra=2 if objective.annotate is not None else 0,
         lora=run.lora,
         compared=run.parent is not None,
@@ -352,7 +354,9 @@ def _plan_topology(
                 + (
                     f"nothing is pre-trained with base.hf={config.base.hf}."
                     if stage == "pretrain"
-                    else f"{stage}.{'slices' if stage == 'resistance' else 'volumes'} is empty, so that it is not run."
+                    else "it measures random changes of weights and trains nothing, so that there is nothing to plan."
+                    if stage == "noise"
+                    else f"{stage}.{_AMOUNTS.get(stage, 'volumes')} asks for nothing, so that it is not run."
                 )
                 + f" Plan {' or '.join(config_lib.stages(config))}."
             )
@@ -602,6 +606,9 @@ def text(found: Plan) -> str:
             what = f"measured as it is, read from {run.base.where}" + (
                 f" at {run.base.revision}" if run.base.revision else ""
             )
+        if run.draw:
+            sizes = ", ".join(f"{run.examples_at(point):,}" for point in sorted(run.measures))
+            what = f"random change {run.draw} of the weights, as large as that of its parent at {sizes} examples"
         lines.append(f"{'  ' * level}{name}  {what}{'  [done]' if done else ''}")
     return "\n".join(lines)
 

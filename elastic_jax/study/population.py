@@ -96,7 +96,8 @@ def kind(run: Run, rows: int | None = None) -> str:
     varying = objectives.numbers(run.objective)
     fixed = {k: v for k, v in run.objective.items() if k not in varying}
     lora = run.lora.identity if run.lora else None
-    how = [run.role, run.batch_size, run.accumulate, run.reduce, rows, lora, run.last_batch if run.last_rows else ""]
+    role = "task" if run.sequence else run.role  # the rows of all tasks have one shape
+    how = [role, run.batch_size, run.accumulate, run.reduce, rows, lora, run.last_batch if run.last_rows else ""]
     return digest_of([fixed, optim.structure(run.optim), *how])
 
 
@@ -151,6 +152,13 @@ class Program:
         self.places: TrainState = state_lib.shardings(trained, self.tx, mesh)
         self.frozen_places = frozen_places(trained, mesh)
         self.create = state_lib.creator(trained, self.tx, mesh)
+        whole = replicated(mesh)
+        self._alone = jax.jit(
+            self.update,
+            in_shardings=(self.places, batch_sharding(mesh), whole, whole, self.frozen_places),
+            out_shardings=(self.places, whole),
+            donate_argnums=0,
+        )
 
     def update(
         self,
@@ -176,16 +184,6 @@ class Program:
                 return self._alone(state, batch, key, given, frozen())
 
         return step
-
-    @functools.cached_property
-    def _alone(self) -> Any:
-        whole = replicated(self.mesh)
-        return jax.jit(
-            self.update,
-            in_shardings=(self.places, batch_sharding(self.mesh), whole, whole, self.frozen_places),
-            out_shardings=(self.places, whole),
-            donate_argnums=0,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +271,8 @@ class Population:
                 replicated(mesh),
                 self.program.frozen_places,
             ),
-            out_shardings=(self._places, self._lanes),
+            # Every process reads the metrics of every lane.
+            out_shardings=(self._places, self._lanes if jax.process_count() == 1 else replicated(mesh)),
             donate_argnums=0,
         )
 

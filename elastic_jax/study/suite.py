@@ -14,10 +14,15 @@ from elastic_jax.config import Config
 from elastic_jax.errors import UserError, closest
 from elastic_jax.parallel import distributed
 from elastic_jax.study import Study, write_report
+from elastic_jax.study.session import Session
+from elastic_jax.train import account
 
 
 class Suite:
     """The studies of a config: one, or one for each of its variants.
+
+    Args:
+      session: what it shares with other suites of this process.
 
     Attributes:
       studies: variant -> study, in the order of the config; "" for the only one.
@@ -26,10 +31,11 @@ class Suite:
       UserError: as `Study`, before any of them begins.
     """
 
-    def __init__(self, config: Config, workdir: epath.PathLike):
+    def __init__(self, config: Config, workdir: epath.PathLike, session: Session | None = None):
         config_lib.validate(config)
-        self.config = config
-        self.studies = {name: Study(variant, workdir) for name, variant in config_lib.variants(config).items()}
+        self.config, self.session = config, session or Session()
+        variants = config_lib.variants(config).items()
+        self.studies = {name: Study(variant, workdir, session=self.session) for name, variant in variants}
 
     @property
     def workdir(self):
@@ -56,7 +62,8 @@ class Suite:
         if not distributed.is_main():
             return None
         eps = self.config.measures.kl_eps
-        return write_report(self.workdir, self.config.name, self.fingerprint, eps, fresh)
+        with self.session.account.during(account.REPORT):
+            return write_report(self.workdir, self.config.name, self.fingerprint, eps, fresh)
 
     def _having(self, keys: Sequence[str]) -> list[tuple[Study, list[str]]]:
         """The first study that has each key, with its keys. Raises UserError for one that no study has."""

@@ -20,6 +20,7 @@ from elastic_jax.analysis.table import Frame
 from elastic_jax.data import files
 from elastic_jax.errors import UserError, first_line
 from elastic_jax.study import lock as lock_lib
+from elastic_jax.train import account, goodput
 
 FORMAT = 1
 ROW_COLUMNS = (
@@ -260,8 +261,12 @@ class Workdir:
         for name, entry in studies.items():
             public[name] = {k: v for k, v in entry.items() if k not in hidden}
             done = self.each(lambda run: self.read_run(run["run"], "DONE"), entry["runs"])
+            spent = self.each(lambda run: self.read_run(run["run"], goodput.FILE), entry["runs"])
             public[name]["runs"] = [
-                dict(run, wall_seconds=end.get("wall_seconds")) for run, end in zip(entry["runs"], done, strict=True)
+                dict(
+                    run, wall_seconds=end.get("wall_seconds"), spent=account.of_run(run["stage"], of.get("seconds", {}))
+                )
+                for run, end, of in zip(entry["runs"], done, spent, strict=True)
             ]
         metadata = {table.SCHEMA_KEY: json.dumps({"studies": public}).encode()}
         self._write_parquet(self.table, whole[list(table.COLUMNS)], metadata)
@@ -289,7 +294,7 @@ class Workdir:
             rows["pretrain_tokens"] = run.get("pretrain_tokens", 0)
             aligning = run["stage"] == "align"
             rows["align_volume"] = rows.examples if aligning else run["align_volume"]
-            rows["perturb_volume"] = rows.examples if run["stage"] == "perturb" else 0
+            rows["perturb_volume"] = rows.examples if run["stage"] in ("perturb", "noise") else 0
             frames.append(rows.sort_values("updates", kind="stable"))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

@@ -7,6 +7,7 @@ no device.
 import contextlib
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -239,9 +240,9 @@ class Progress:
         rate = self._rate.steps_per_second
         tokens_per_second = mfu = mfu_full = hfu = eta = study_eta = None
         if rate is not None:
-            tokens_per_second = rate * self._tokens_per_step
+            tokens_per_second = rate * self._tokens_per_step or None  # a run of noise trains on none
             eta = max(0, self._steps - self._step) / rate
-            if self._flops_per_token and self._peak_flops:
+            if tokens_per_second is not None and self._flops_per_token and self._peak_flops:
                 counts, share = (
                     self._flops_per_token,
                     partial(utilisation, tokens_per_second, peak_flops=self._peak_flops),
@@ -250,7 +251,7 @@ class Progress:
                     mfu, mfu_full, hfu = share(counts.causal), share(counts.full), share(counts.executed)
                 else:
                     mfu = share(counts)
-            if self._study_tokens is not None:
+            if tokens_per_second is not None and self._study_tokens is not None:
                 here = (self._step - self._start) * self._tokens_per_step
                 study_eta = max(0, self._study_tokens - self._study_tokens_done - here) / tokens_per_second
         return Snapshot(
@@ -311,10 +312,11 @@ class Group:
 
     Args:
       whole: with the updates of all runs planned.
+      pausing: whether all of them wait while one is measured or saved; otherwise they are in threads of their own.
     """
 
-    def __init__(self, whole: Progress):
-        self._whole = whole
+    def __init__(self, whole: Progress, pausing: bool = True):
+        self._whole, self._pausing, self._lock = whole, pausing, threading.Lock()
         self._steps, self._done = whole.snapshot().steps, 0
         self._losses: dict[int, float] = {}
         self._members = 0
@@ -322,24 +324,27 @@ class Group:
     @contextlib.contextmanager
     def member(self, start: int, stop: int, planned: int) -> Iterator["Member"]:
         """One of the runs, of `planned` updates, which goes from `start` to `stop`."""
-        self._steps += stop - start - planned
-        self._whole.plan(self._steps)
-        self._members += 1
-        number = self._members
+        with self._lock:
+            self._steps += stop - start - planned
+            self._whole.plan(self._steps)
+            self._members += 1
+            number = self._members
         try:
             yield Member(self, number, start)
         finally:
-            self._losses.pop(number, None)
+            with self._lock:
+                self._losses.pop(number, None)
 
     def advance(self, member: int, steps: int, loss: float | None) -> None:
-        self._done += steps
-        if loss is not None:
-            self._losses[member] = loss
-        mean = sum(self._losses.values()) / len(self._losses) if self._losses else None
-        self._whole.update(self._done, mean)
+        with self._lock:
+            self._done += steps
+            if loss is not None:
+                self._losses[member] = loss
+            mean = sum(self._losses.values()) / len(self._losses) if self._losses else None
+            self._whole.update(self._done, mean)
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        return self._whole.paused()
+        return self._whole.paused() if self._pausing else contextlib.nullcontext()
 
     def __enter__(self) -> "Group":
         return self

@@ -180,7 +180,7 @@ def test_kept_rows_know_where_they_come_from(tmp_path):
 
 def test_stamps_follow_content_not_time(tmp_path):
     path = put(tmp_path / "a.jsonl", jsonl(ROWS))
-    config = dict(train=f"{tmp_path}/*.jsonl", test="", prose="", tfds_dir="")
+    config = dict(train=f"{tmp_path}/*.jsonl", test="", prose="", tfds_dir="", tasks=dict(names=(), files=()))
     known = sources.stamps(config)
     assert sources.unchanged(known, config) == known
     path.touch()
@@ -232,7 +232,7 @@ def test_tfds_is_read_without_tensorflow(tfds_dir, by):
     assert sorted(table.column("label", "f")) == [0] * 10 + [1] * 10
     assert len(sources.read(spec, "data.train", split="train[:25%]", split_field="s", tfds_dir=place)) == 5
     assert "tensorflow" not in sys.modules
-    config = dict(train=spec, test="", prose="", tfds_dir=place)
+    config = dict(train=spec, test="", prose="", tfds_dir=place, tasks=dict(names=(), files=()))
     known = sources.stamps(config)
     assert len(known) >= 3 and sources.unchanged(known, config) == known
 

@@ -78,7 +78,7 @@ def test_who_judges_is_part_of_the_protocol(tmp_path, plugin):
 
 
 def test_a_judge_that_is_not_there_is_missed_before_anything_is_made(tmp_path):
-    with pytest.raises(UserError, match=r"measures\.scorers='roberta:.*no such folder"):
+    with pytest.raises(UserError, match=r"measures\.scorers='roberta:.*no folder"):
         study(tmp_path / "w", f"roberta:{tmp_path / 'nothing'}")
     assert not (tmp_path / "w").exists()
 

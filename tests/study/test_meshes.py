@@ -26,7 +26,12 @@ def assert_same_study(workdir: Path, one_device: Path) -> None:
 MESHES = [
     pytest.param({"mesh.data": 8}, id="data8"),
     pytest.param(EIGHT, id="data2-fsdp2-tensor2", marks=pytest.mark.slow),
-    pytest.param({**EIGHT, "model.layout": "scan", "model.remat": "full"}, id="data2-fsdp2-tensor2-scan-remat"),
+    # By default a step of it is compared, in tests/train/test_step.py and tests/models/test_switches.py.
+    pytest.param(
+        {**EIGHT, "model.layout": "scan", "model.remat": "full"},
+        id="data2-fsdp2-tensor2-scan-remat",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

@@ -51,20 +51,11 @@ def read(folder: Path, special: Special) -> tuple[Spec, Special]:
         merges.append(pair)
     layout = LAYOUTS[_CLASSES[name]]
     pre_tokenizer, decoder = specs.byte_level("" if layout is LAYOUTS["gpt2"] else layout.pattern)
-    model = dict(
-        type="BPE",
-        dropout=None,
-        unk_token=None,
-        continuing_subword_prefix=None,
-        end_of_word_suffix=None,
-        fuse_unk=False,
-        byte_fallback=False,
-        ignore_merges=False,
-        vocab=vocabulary,
-        merges=merges,
-    )
     spec = specs.make_spec(
-        model, normalizer=dict(type="NFC") if layout.nfc else None, pre_tokenizer=pre_tokenizer, decoder=decoder
+        specs.bpe(vocabulary, merges),
+        normalizer=dict(type="NFC") if layout.nfc else None,
+        pre_tokenizer=pre_tokenizer,
+        decoder=decoder,
     )
     if "eos_token" not in special.tokens and _END in vocabulary:
         special = dataclasses.replace(special, tokens={**special.tokens, "eos_token": _END})

@@ -109,17 +109,12 @@ def _bpe(pieces: list[tuple[str, float, int]], trainer: Any) -> Spec:
                 left, right = piece[:cut], piece[cut:]
                 if left in normal and right in normal:
                     found.append((-score, vocabulary[left], vocabulary[right], left, right))
-    return dict(
-        type="BPE",
-        dropout=None,
+    return specs.bpe(
+        vocabulary,
+        [[left, right] for *_, left, right in sorted(found)],
         unk_token=pieces[trainer.unk_id][0],
-        continuing_subword_prefix=None,
-        end_of_word_suffix=None,
         fuse_unk=True,
         byte_fallback=trainer.byte_fallback,
-        ignore_merges=False,
-        vocab=vocabulary,
-        merges=[[left, right] for *_, left, right in sorted(found)],
     )
 
 

@@ -5,7 +5,7 @@ A *spec* is that content as a dict. Every kind of tokenizer file becomes one, so
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import tokenizers as hf
@@ -39,6 +39,25 @@ def added_token(number: int, content: str, *, special: bool, normalized: bool = 
         rstrip=False,
         normalized=normalized,
         special=special,
+    )
+
+
+def bpe(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], **settings: Any) -> Spec:
+    """The model of byte-pair encoding, every setting at its default but those given."""
+    return (
+        dict(
+            type="BPE",
+            dropout=None,
+            unk_token=None,
+            continuing_subword_prefix=None,
+            end_of_word_suffix=None,
+            fuse_unk=False,
+            byte_fallback=False,
+            ignore_merges=False,
+            vocab=vocab,
+            merges=merges,
+        )
+        | settings
     )
 
 

@@ -212,18 +212,7 @@ def _model(ranks: Mapping[bytes, int]) -> Spec:
             if (left := token[:cut]) in ranks and (right := token[cut:]) in ranks
         ]
         merges += [[names[left], names[right]] for *_, left, right in sorted(known)]
-    return dict(
-        type="BPE",
-        dropout=None,
-        unk_token=None,
-        continuing_subword_prefix=None,
-        end_of_word_suffix=None,
-        fuse_unk=False,
-        byte_fallback=False,
-        ignore_merges=True,
-        vocab={names[token]: rank for token, rank in ranks.items()},
-        merges=merges,
-    )
+    return specs.bpe({names[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True)
 
 
 def _alphabet() -> list[str]:

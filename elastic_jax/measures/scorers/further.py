@@ -5,7 +5,6 @@ import importlib
 import os
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -85,27 +84,6 @@ def _plugin(spec: Spec) -> Scorer:
     return plugin.load(spec.place, spec.field)
 
 
-def _source(spec: Spec) -> Any:
-    """The folder or hub id of a model, of whatever architecture."""
-    from elastic_jax.hf import hub
-    from elastic_jax.hf.source import Source
-
-    folder, revision = Path(spec.place).expanduser(), spec.options.get("revision", "")
-    if folder.is_dir():
-        if revision:
-            raise UserError(
-                f"{spec.field}: revision={revision} has no effect: a local folder has no revisions. Leave it out."
-            )
-        return Source(folder)
-    if not folder.exists() and hub.is_id(spec.place):
-        return Source(*hub.download(spec.place, revision, asked=spec.field))
-    what = "is a file" if folder.exists() else f"there is no such folder (looked from {os.getcwd()})"
-    raise UserError(
-        f"{spec.field}: {spec.place}: {what}. Give a folder with config.json and *.safetensors, or an id of the Hugging Face hub "
-        "such as owner/name."
-    )
-
-
 # Imported when they are asked for: they read checkpoints, which a study of its own does without.
 _MODELS = {
     "roberta": ("encoder", "RobertaScorer"),
@@ -128,13 +106,15 @@ def _of_model(spec: Spec, mesh: Mesh, batch_size: int) -> Scorer:
     )
     if key in _held:
         return _held[key]
+    from elastic_jax.hf.source import find_source
+
     module, name = _MODELS[spec.scheme]
     made = getattr(importlib.import_module(f"elastic_jax.measures.scorers.{module}"), name)
     options: dict[str, Any] = {k: v for k, v in spec.options.items() if k not in ("revision", "batch")}
     if "length" in options:
         options["length"] = int(options["length"])
     try:
-        source = _source(spec)
+        source = find_source(spec.place, spec.options.get("revision", ""), asked=spec.field)
         called = spec.place if source.revision else ""
         scorer = made(source, mesh, batch_size=spec.number("batch", batch_size), called=called, **options)
     except UserError as error:
