@@ -37,8 +37,8 @@ from elastic_jax.train.progress import format_duration
 from elastic_jax.train.step import make_train_step
 
 TIMED_UPDATES = 3
-# The field that says whether a stage is run; of others it is "volumes".
-_AMOUNTS = dict(resistance="slices", noise="draws", order="volume")
+# What the field that says whether a stage is run says where it is not; of others "volumes" is empty.
+_OFF = dict(resistance="slices is empty", order="volume is 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +356,7 @@ def _plan_topology(
                     if stage == "pretrain"
                     else "it measures random changes of weights and trains nothing, so that there is nothing to plan."
                     if stage == "noise"
-                    else f"{stage}.{_AMOUNTS.get(stage, 'volumes')} asks for nothing, so that it is not run."
+                    else f"{stage}.{_OFF.get(stage, 'volumes is empty')}, so that it is not run."
                 )
                 + f" Plan {' or '.join(config_lib.stages(config))}."
             )
