@@ -9,7 +9,7 @@ flat start that the others do not have, the flat start is the batch's and not th
 
     python -m elastic_jax.run --config=configs/batch_semantics.py --workdir=runs/batch
 
-12 min 33 s on 2 cores under other load, 5 min 16 s of CPU time (on a working tree of commit e9eb29c). Score of the aligned arm, mean of three
+83 s on 2 cores where another recipe had trained the base (commit c388eb4, benchmarks/results/suite.md). Score of the aligned arm, mean of three
 seeds; base 0.523, aligned 0.894:
 
     examples   25     50    100    200    500   1000   2000

@@ -8,9 +8,9 @@ with the smallest KL on the way beside it: a path may pass the base at a distanc
 
     python -m elastic_jax.run --config=configs/kl_rebound.py --workdir=runs/kl
 
-About four minutes of CPU time (on a working tree of commit e9eb29c). KL(base || model) on held-out pre-training text after 512, 1,024, 2,048 and
-4,096 examples of alignment, mean of three seeds: 0.067, 0.090, 0.134, 0.251 nats per token, growing as in Table 3(a). The smallest on the way back:
-0.063, 0.085, 0.128, 0.247. eps is reached in none of the cells, by no seed, against Table 3(b).
+Two minutes on 2 cores (commit c388eb4, benchmarks/results/suite.md). KL(base || model) on held-out pre-training text after 512, 1,024, 2,048 and
+4,096 examples of alignment, mean of three seeds: 0.066, 0.090, 0.133, 0.253 nats per token (1.8 to 7.0 per text), growing as in Table 3(a). The
+smallest on the way back: 0.063, 0.084, 0.128, 0.249. eps is reached in none of the cells, by no seed, against Table 3(b).
 
 Arguments after the colon: `task=refusal`, `tiny`. The report draws the paper's numbers beside.
 """

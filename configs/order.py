@@ -9,7 +9,7 @@ sees the same examples in the same order wherever it stands.
 
     python -m elastic_jax.run --config=configs/order.py --workdir=runs/order
 
-48 runs in 13 min on 2 cores under a load of 14 (on commit bc5050d and what this recipe adds). Bits per token of held-out texts (and the
+48 runs in 132 s on 2 cores where another recipe had trained the base (commit c388eb4, benchmarks/results/suite.md). Bits per token of held-out texts (and the
 score) after some of the orders, means over three seeds:
 
     trained on               refuse         help           praise         pre-training   KL(base || model)

@@ -9,6 +9,18 @@ from learning the new task.
     python -m elastic_jax.run --config=configs/rebound.py --workdir=runs/rebound
     python -m elastic_jax.run --config=configs/rebound.py:reversed --workdir=runs/rebound
 
+Three seeds, commit c388eb4; 76 s on 2 cores where another recipe had trained the base (benchmarks/results/suite.md). Base 0.523 [0.477, 0.569]:
+
+    alignment examples         512      1,024    2,048    8,192    control
+    score before               0.784    0.853    0.894    0.904    0.523
+    after 4,096 negatives      0.112    0.113    0.112    0.121    0.109
+    half-life (examples)       88.5     125      152      165
+    base's level crossed       186      264      358      401
+
+The score passes the base's level in every cell, and goes down to where the control goes; the speed falls after the base's level, yet one exponential
+describes the way as well as two. The half-life grows with alignment (88.5 [80.2, 96.7] to 165 [141, 189]), against "more alignment, faster
+return"; the speeds of the first interval are undecided. KL to base below 0.01 is reached by none.
+
 Arguments after the colon: `reversed` (the paper's appendix: aligned on negative, perturbed with positive reviews; the score is then of
 negative texts), `task=refusal` (dialogues), `tiny`. The report draws the paper's curves beside. configs/rebound_published.py does the same on
 published models.

@@ -9,7 +9,7 @@ query. Controls in each: the slices trained in reverse order, and a pair of two 
 
     python -m elastic_jax.run --config=configs/resistance.py --workdir=runs/resistance
 
-3 min 42 s of CPU time, 12 min 51 s on 2 cores under a load of 10 (on commit d1d71bc and what this recipe adds). What came out,
+3 min on 2 cores (commit c388eb4, benchmarks/results/suite.md). What came out,
 forward - inverse in nats per token, mean over the three pairs with the 95 % interval over seeds:
 
     variant  slices   raw                        minus self-loss            minus entropy              verdict

@@ -21,7 +21,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Most of a test run is XLA compiling. The workers share what it made, and so does the next run.
+    # Most of a test run is XLA compiling, a third of which is optimising. The default suite goes without, unless it is told that
+    # programs are to be those of users; slow tests and comparisons with other frameworks always have them.
+    if config.getoption("markexpr") == "not slow" and not os.environ.get("ELASTIC_TEST_OPTIMIZED"):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    # The workers share what it made, and so does the next run.
     cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("xla")))
@@ -32,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
             "A pytest plugin imported jax before tests/conftest.py could set its devices; "
             "run pytest without that plugin (-p no:<name>)."
         )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `optimized` have programs of users in the default suite too."""
+    jax = sys.modules.get("jax")
+    if jax is not None and os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
 
 
 @pytest.fixture(scope="session")

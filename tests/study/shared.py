@@ -4,11 +4,14 @@ import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first worker to need it fills, and the others wait for."""
+    if not jax.config.jax_disable_most_optimizations:  # type: ignore[attr-defined]
+        name += "-optimized"  # other last bits
     base = factory.getbasetemp()
     if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
         base = base.parent

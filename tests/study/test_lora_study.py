@@ -31,7 +31,7 @@ from elastic_jax.train.checkpoint import Checkpoints
 LORA = {"lora.rank": 2, "lora.alpha": 8.0, "lora.dropout": 0.2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def adapted(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The small study with adapters, on the pre-training of the one without."""
 
@@ -124,6 +124,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(begun: Path, adapted: 
     assert small_studies.losses(begun) == small_studies.losses(adapted)
 
 
+@pytest.mark.optimized
 def test_lanes_share_the_frozen_parameters_and_are_runs_by_themselves(begun: Path, adapted: Path) -> None:
     launched = []
     launch = Population.launch

@@ -29,6 +29,8 @@ from elastic_jax.train import interrupt, loop, optim
 from elastic_jax.train.checkpoint import Checkpoints
 from elastic_jax.train.step import make_train_step
 
+# A lane has the bits of its separate run where XLA optimises both.
+pytestmark = pytest.mark.optimized
 PERTURBED = {"control-s0", "perturb-s0-a16", "perturb-s0-a32"}
 
 
