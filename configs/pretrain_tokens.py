@@ -26,7 +26,10 @@ def get_config(argument: str = ""):
     name = "pretrain_tokens" + ("_intermediate" if chosen.intermediate else "")
     c = recipes.universe(name, chosen.task, tiny=chosen.tiny)
     c.published = "figure 6"
-    c.align.volumes = (1024, 2048)  # 512 hardly move the model of the smallest volume: there is nothing to come back from
+    c.align.volumes = (
+        1024,
+        2048,
+    )  # 512 hardly move the model of the smallest volume: there is nothing to come back from
     c.perturb.volumes = (16, 64, 256, 1024)
     c.noise.draws = 1 if chosen.tiny else 2
     volumes = UPDATES
