@@ -10,7 +10,7 @@ import pytest
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first worker to need it fills, and the others wait for."""
-    if not jax.config.jax_disable_most_optimizations:  # type: ignore[attr-defined]
+    if not jax.config.read("jax_disable_most_optimizations"):
         name += "-optimized"  # other last bits
     base = factory.getbasetemp()
     if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
