@@ -4,12 +4,13 @@ import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first worker to need it fills, and the others wait for."""
+    import jax  # which tests/conftest.py prepares first
+
     if not jax.config.read("jax_disable_most_optimizations"):
         name += "-optimized"  # other last bits
     base = factory.getbasetemp()
