@@ -38,12 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `optimized` have programs of users in the default suite too."""
-    jax = sys.modules.get("jax")
-    if jax is not None and os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
-        jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Programs of both kinds in one process would differ in their last bits by which test came first.
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        for item in items:
+            if item.get_closest_marker("optimized"):
+                item.add_marker(pytest.mark.skip(reason="holds of optimised programs: ELASTIC_TEST_OPTIMIZED=1 pytest"))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from shared import once
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, cpu_devices: list) -> Path:
     """A workdir with the small study done on one device; only to be read."""
     import small_studies  # imports jax, which tests/conftest.py prepares first
@@ -30,7 +30,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "uninterrupted", make)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def crossed(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The finished small study with the resistance experiment on top of it, and which runs that trained; only to be read."""
     import small_studies

@@ -9,10 +9,6 @@ import pytest
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first worker to need it fills, and the others wait for."""
-    import jax  # which tests/conftest.py prepares first
-
-    if not jax.config.read("jax_disable_most_optimizations"):
-        name += "-optimized"  # other last bits
     base = factory.getbasetemp()
     if base.name.startswith("popen-"):  # a worker of xdist: the folder above is the session's
         base = base.parent

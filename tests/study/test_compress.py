@@ -26,7 +26,7 @@ def key(workdir, stage):
     return next(run["run"] for run in Workdir(workdir).study()["runs"] if run["stage"] == stage)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def point(finished):
     return points.find(finished, key(finished, "pretrain"))
 

@@ -31,7 +31,7 @@ from elastic_jax.train.checkpoint import Checkpoints
 LORA = {"lora.rank": 2, "lora.alpha": 8.0, "lora.dropout": 0.2}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def adapted(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The small study with adapters, on the pre-training of the one without."""
 

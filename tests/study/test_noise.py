@@ -26,7 +26,7 @@ def open_study(workdir: Path, **more) -> Study:
         return Study(small_studies.load("", {**NOISE, **more}), workdir)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def noisy(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The finished small study with noise on top of it; only to be read."""
 

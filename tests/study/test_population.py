@@ -29,8 +29,6 @@ from elastic_jax.train import interrupt, loop, optim
 from elastic_jax.train.checkpoint import Checkpoints
 from elastic_jax.train.step import make_train_step
 
-# A lane has the bits of its separate run where XLA optimises both.
-pytestmark = pytest.mark.optimized
 PERTURBED = {"control-s0", "perturb-s0-a16", "perturb-s0-a32"}
 
 
@@ -172,6 +170,7 @@ def test_numbers_as_arrays_are_the_numbers_of_the_config(program: Program, separ
         tiny.assert_trees_close(separate[run.name][0].params, state.params, rtol=0, atol=2e-6)
 
 
+@pytest.mark.optimized
 def test_lanes_are_separate_runs_bit_for_bit(program: Program, separate: dict) -> None:
     """Different lengths, and a lane that nobody has."""
     found = in_lanes(program, LENGTHS, 4, "loop")
@@ -225,6 +224,7 @@ def assert_finished(workdir: Path, finished: Path) -> None:
 TOGETHER = {"population": 2}  # of three: the last takes the lane of the first that ends
 
 
+@pytest.mark.optimized
 def test_a_study_of_populations_is_the_study(unperturbed: Callable[[], Path], finished: Path, capsys) -> None:
     workdir, launched = unperturbed(), []
     launch = Population.launch
@@ -271,6 +271,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.optimized
 def test_stopped_everywhere_it_ends_as_the_study(unperturbed: Callable[[], Path], finished: Path) -> None:
     """Others are done or further than others when it begins again, so populations are made up differently."""
     workdir, often = unperturbed(), {**TOGETHER, "checkpoint_seconds": 1e-9}
@@ -310,6 +311,7 @@ def sick(arm: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.optimized
 def test_a_lane_that_is_not_finite_stops_alone(unperturbed: Callable[[], Path], finished: Path) -> None:
     workdir = unperturbed()
     message = r"control-s0-\w+, update 1: loss nan.*not finite[\s\S]*rows \[[\s\S]*Last good checkpoint: none"
@@ -323,6 +325,7 @@ def test_a_lane_that_is_not_finite_stops_alone(unperturbed: Callable[[], Path], 
     assert_finished(workdir, finished)
 
 
+@pytest.mark.optimized
 def test_asked_to_stop_every_lane_saves_first(unperturbed: Callable[[], Path], finished: Path) -> None:
     workdir = unperturbed()
     asked = itertools.count()
@@ -369,6 +372,7 @@ def only(workdir: Path, keys: list[str], overrides: dict | None = None) -> Study
     return study
 
 
+@pytest.mark.optimized
 def test_single_runs_of_a_study(with_data: Callable[[str], Path], finished: Path) -> None:
     workdir = with_data("w")
     recorded = json.loads((workdir / "study.json").read_text())
