@@ -1,8 +1,10 @@
 """One finished small study for all tests of a session, whichever worker needs it first."""
 
+import gc
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,11 @@ def with_data(finished: Path, tmp_path: Path) -> Callable[[str], Path]:
         return workdir
 
     return make
+
+
+@pytest.fixture
+def failed_reads() -> Iterator[None]:
+    """When one file cannot be read, orbax closes its event loop; the reads of the others end after it, and complain."""
+    yield
+    gc.collect()
+    time.sleep(0.5)

@@ -1,9 +1,7 @@
 """Does a study that was stopped anywhere end where one ends that was never stopped?"""
 
-import gc
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,14 +98,6 @@ def test_the_table_follows_the_stages(with_data: Callable[[str], Path], finished
         assert set(small_studies.table(workdir).stage) <= {"data", "pretrain", "align", "perturb"}
     assert stages == [["pretrain-s0"], ["align-s0"], ["control-s0", "perturb-s0-a16", "perturb-s0-a32"]]
     small_studies.assert_same(small_studies.table(workdir), small_studies.table(finished))
-
-
-@pytest.fixture
-def failed_reads() -> Iterator[None]:
-    """When one file cannot be read, orbax closes its event loop; the reads of the others end after it, and complain."""
-    yield
-    gc.collect()
-    time.sleep(0.5)
 
 
 def after_failed_read(test: Callable) -> Callable:
