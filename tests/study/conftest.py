@@ -1,10 +1,8 @@
 """One finished small study for all tests of a session, whichever worker needs it first."""
 
-import gc
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,11 +62,3 @@ def with_data(finished: Path, tmp_path: Path) -> Callable[[str], Path]:
         return workdir
 
     return make
-
-
-@pytest.fixture
-def failed_reads() -> Iterator[None]:
-    """When one file cannot be read, orbax closes its event loop; the reads of the others end after it, and complain."""
-    yield
-    gc.collect()
-    time.sleep(0.5)

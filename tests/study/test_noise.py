@@ -135,8 +135,6 @@ def test_on_several_devices_it_is_the_same_noise(noisy: Path, tmp_path: Path):
     small_studies.assert_close(small_studies.table(workdir), small_studies.table(noisy))
 
 
-@pytest.mark.usefixtures("failed_reads")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_perturbation_is_repaired_first(noisy: Path, tmp_path: Path, caplog):
     workdir = Path(shutil.copytree(noisy, tmp_path / "w"))
     study = open_study(workdir)

@@ -398,8 +398,6 @@ def test_single_runs_of_a_study(with_data: Callable[[str], Path], finished: Path
     assert_finished(workdir, finished)
 
 
-@pytest.mark.usefixtures("failed_reads")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_parent_is_left_to_its_own_job(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     from test_resume import damage_newest
 

@@ -100,11 +100,6 @@ def test_the_table_follows_the_stages(with_data: Callable[[str], Path], finished
     small_studies.assert_same(small_studies.table(workdir), small_studies.table(finished))
 
 
-def after_failed_read(test: Callable) -> Callable:
-    ignore = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    return pytest.mark.usefixtures("failed_reads")(ignore(test))
-
-
 def damage_newest(workdir: Path, run: str) -> int:
     """Cuts the largest file of the newest checkpoint in half; returns the checkpoint's number."""
     (folder,) = (workdir / "runs").glob(f"{run}-*")
@@ -115,7 +110,6 @@ def damage_newest(workdir: Path, run: str) -> int:
     return newest
 
 
-@after_failed_read
 def test_a_damaged_checkpoint_is_given_up_for_the_one_before(
     copied: Path, with_data: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,7 +125,6 @@ def test_a_damaged_checkpoint_is_given_up_for_the_one_before(
     assert small_studies.losses(copied) == small_studies.losses(fresh)
 
 
-@after_failed_read
 def test_a_damaged_parent_is_trained_again(
     copied: Path, with_data: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
