@@ -238,10 +238,10 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
         row = dict(zip(CELL, cell, strict=True)) | dict(n=len(part), closed_form=part.closed_form.iloc[0])
         found = {name: statistics.mean_interval(part[name].to_numpy(), level) for name in FOUND}
         for name, one in found.items():
-            row |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+            row |= one.columns(name)
         row |= {name: part[name].iloc[0] for name in part if str(name).startswith("exact_")}
         row["exact_ratio"] = row["exact_align"] / row["exact_pretrain"] if row["exact_pretrain"] else math.nan
-        row |= dict(zip(("ratio", "ratio_low", "ratio_high"), _ratio(part, level), strict=True))
+        row |= dict(zip(statistics.columns(["ratio"]), _ratio(part, level), strict=True))
         moved = any(found[name].low > 0 or found[name].high < 0 for name in ("pretrain", "align"))
         due = {name: row[f"exact_{name}"] if row["protocol"] == JOINT else 0.0 for name in ("residual", "share")}
         inside = all(found[name].low <= due[name] <= found[name].high for name in due)
@@ -250,7 +250,7 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
         if len(part) > 1 and moved:
             row["verdict"] = "unbalanced" if not inside else "balanced" if narrow else "undecided"
         rows.append(row)
-    ends = [f"{name}{end}" for name in (*FOUND, "ratio") for end in ("", "_low", "_high")]
+    ends = statistics.columns([*FOUND, "ratio"])
     truths = [f"exact_{name}" for name in (*FOUND, "ratio")]
     return table.frame(rows, [*CELL, "n", *ends, *truths, "closed_form", "verdict"])
 

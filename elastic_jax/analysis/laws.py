@@ -44,7 +44,7 @@ def decays(paths: Iterable[Trajectory], level: float = statistics.LEVEL) -> Fram
             whole = sum(two.amplitudes)
             row |= dict(r2_two=two.r2, share_fast=two.amplitudes[0] / whole if whole else math.nan)
         rows.append(row)
-    times = [f"{name}{end}" for name in ("one", "fast", "slow") for end in ("", "_low", "_high")]
+    times = statistics.columns(("one", "fast", "slow"))
     names = [*CONDITION, *times, "share_fast", "evidence", "r2_one", "r2_two", "points", "n", "verdict", "reason"]
     return table.frame(rows, names)
 

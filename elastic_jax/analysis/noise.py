@@ -155,9 +155,9 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
         row = dict(zip(PLACE, key, strict=True)) | dict(unit=part.unit.iloc[0])
         found = {side: statistics.mean_interval(part[side].to_numpy(), level) for side in SIDES}
         for side, estimate in found.items():
-            row |= interval(side, estimate)
+            row |= estimate.columns(side)
         known = part.difference.dropna().to_numpy()
-        p, least = statistics.sign_flip(known[:20])
+        p, least = statistics.sign_flip(known[: statistics.FLIPS])
         trained = found["trained"]
         surely = trained.low > 0 or trained.high < 0
         reasons = [found["difference"].reason, *sorted({str(why) for why in part.reason if why})]
@@ -167,7 +167,7 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
             | dict(p=p, p_least=least, verdict=verdict(found["difference"]))
             | dict(reason="; ".join(dict.fromkeys(why for why in reasons if why)))
         )
-    ends = [f"{side}{end}" for side in SIDES for end in ("", "_low", "_high")]
+    ends = statistics.columns(SIDES)
     frame = table.frame(rows, [*PLACE, "unit", *ends, "share", "n", "p", "p_least", "verdict", "reason"])
     order = {name: i for i, name in enumerate(QUANTITIES)}
     return frame.sort_values(
@@ -176,11 +176,6 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
         kind="stable",
         ignore_index=True,
     )
-
-
-def interval(name: str, estimate: Estimate) -> dict[str, float]:
-    """An estimate as columns of a table."""
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def verdict(difference: Estimate) -> str:

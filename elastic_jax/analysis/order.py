@@ -182,7 +182,7 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
     keys = ["model", "effect", "quantity", "task"]
     for key, part in values.groupby(keys, sort=False):
         found = statistics.mean_interval(part.value.to_numpy(), level)
-        p, least = statistics.sign_flip(part.value.dropna().to_numpy()[:20])
+        p, least = statistics.sign_flip(part.value.dropna().to_numpy()[: statistics.FLIPS])
         said = "above" if found.low > 0 else "below" if found.high < 0 else "undecided"
         if key[1] == "retention":
             said, p, least = "", math.nan, math.nan
@@ -203,5 +203,5 @@ def grid(found: Frame, level: float = statistics.LEVEL) -> Frame:
         )
         row = dict(zip(keys, key, strict=True))
         row |= dict(mean=level_of.mean, low=level_of.low, high=level_of.high, n=level_of.n)
-        rows.append(row | dict(change=change.mean, change_low=change.low, change_high=change.high))
-    return table.frame(rows, [*keys, "mean", "low", "high", "n", "change", "change_low", "change_high"])
+        rows.append(row | change.columns("change"))
+    return table.frame(rows, [*keys, "mean", "low", "high", "n", *statistics.columns(["change"])])

@@ -100,17 +100,17 @@ def compare(values: Frame, level: float = statistics.LEVEL) -> Frame:
     for key, part in values.groupby(list(_KEYS), sort=True):
         row = dict(zip(_KEYS, key, strict=True))
         for name in DIRECTIONS:
-            row |= _interval(name, statistics.mean_interval(part[name].to_numpy(), level))
+            row |= statistics.mean_interval(part[name].to_numpy(), level).columns(name)
         sides = [dict(zip(part.seed, part[name], strict=True)) for name in ("forward", "inverse")]
         found = statistics.paired_difference(_known(sides[0]), _known(sides[1]), level)
         both = part.difference.dropna().to_numpy()
-        p, least = statistics.sign_flip(both[:20])
-        row |= _interval("difference", found)
+        p, least = statistics.sign_flip(both[: statistics.FLIPS])
+        row |= found.columns("difference")
         reason = found.reason or (
             "" if len(both) == len(part) else f"{len(part) - len(both)} of {len(part)} seeds without a value"
         )
         rows.append(row | dict(n=found.n, p=p, p_least=least, verdict=verdict(found, key[1]), reason=reason))
-    ends = [f"{name}{end}" for name in (*DIRECTIONS, "difference") for end in ("", "_low", "_high")]
+    ends = statistics.columns([*DIRECTIONS, "difference"])
     return table.frame(rows, [*_KEYS, *ends, "n", "p", "p_least", "verdict", "reason"])
 
 
@@ -155,7 +155,3 @@ def _value(study: Study, run: Mapping, measure: str, split: str, place: int) -> 
 
 def _known(values: Mapping[int, float]) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if not np.isnan(value)}
-
-
-def _interval(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

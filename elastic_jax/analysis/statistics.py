@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
 LEVEL = 0.95
+FLIPS = 20  # pairs beyond which all assignments of signs are too many to be gone through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Estimate:
     censored: int = 0
     bound: float = math.nan
     reason: str = ""
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Mean and interval as a row of a table has them: see `columns`."""
+        return dict(zip(columns([name]), (self.mean, self.low, self.high), strict=True))
+
+
+def columns(names: Iterable[str]) -> list[str]:
+    """What the columns of estimates are called: x, x_low, x_high for every name x."""
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
 
 
 def mean_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> Estimate:
@@ -179,7 +189,7 @@ def sign_flip(differences: Float[np.ndarray, " n"]) -> tuple[float, float]:
     (1935), section 21. NaN differences are left out; without any, (NaN, NaN).
 
     Raises:
-      ValueError: more than 20 pairs.
+      ValueError: more than FLIPS pairs.
 
     >>> sign_flip(np.array([1.0, 2.0, 3.0]))
     (0.25, 0.25)
@@ -187,8 +197,8 @@ def sign_flip(differences: Float[np.ndarray, " n"]) -> tuple[float, float]:
     differences = np.asarray(differences, np.float64)
     differences = differences[~np.isnan(differences)]
     n = len(differences)
-    if n > 20:
-        raise ValueError(f"{n} pairs make 2^{n} assignments of signs; 20 pairs at most.")
+    if n > FLIPS:
+        raise ValueError(f"{n} pairs make 2^{n} assignments of signs; {FLIPS} pairs at most.")
     if n == 0:
         return math.nan, math.nan
     signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from elastic_jax.models.transformer import Decoder, Params
 from elastic_jax.objectives.likelihood import token_nll
 from elastic_jax.parallel.mesh import batch_sharding, replicated
-from elastic_jax.parallel.rows import in_batches
+from elastic_jax.parallel.rows import each_batch, in_batches
 
 LOG2 = float(np.log(2.0))
 
@@ -109,12 +109,7 @@ def make_row_sums(model: Decoder, mesh: Mesh, batch_size: int, kept_bytes: int =
         elif 4 * n * length * model.config.vocab_size > kept_bytes or _size(base) > kept_bytes:
             program = lambda batch: jitted(params, base, None, batch, token_bytes)  # noqa: E731
         else:
-
-            def said() -> list[jax.Array]:
-                parts: list[jax.Array] = []
-                in_batches(lambda batch: parts.append(of_base(base, batch["tokens"])) or {}, wanted, mesh, batch_size)
-                return parts
-
+            said = lambda: each_batch(lambda batch: of_base(base, batch["tokens"]), wanted, mesh, batch_size)  # noqa: E731
             parts = iter(kept.get(base, rows, said))
             program = lambda batch: jitted(params, None, next(parts), batch, token_bytes)  # noqa: E731
         whole = in_batches(program, wanted, mesh, batch_size)

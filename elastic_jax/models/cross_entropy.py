@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from elastic_jax.models.attention.reference import MASKED
 from elastic_jax.models.products import matmul, matmul_nt, matmul_tn
 from elastic_jax.parallel import mesh as mesh_lib
 from elastic_jax.parallel.device import current_device
 
-MASKED = -1e30  # exp() of it is exactly zero, and unlike -inf it gives no NaN when multiplied by zero
 # A few percent of an accelerator's memory, and rows enough to keep its matrix unit busy.
 CHUNK_BYTES, CHUNK_ROWS = 256 * 2**20, 1024
 # What the caches of a CPU hold, so that the passes after the product need no memory, and rows enough to make little of adding up the

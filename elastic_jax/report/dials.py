@@ -7,7 +7,7 @@ from typing import Any
 from elastic_jax.analysis import dials
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
-from elastic_jax.report.tables import NONE, number
+from elastic_jax.report.tables import NONE, interval, number
 
 _PROTOCOLS = {dials.JOINT: "joint, converged", dials.SEQUENTIAL: "one after the other"}
 _WHAT = {"ratio": "as measured", "corrected": "without 1 + l (1 − B) / (1 − A)"}
@@ -42,7 +42,7 @@ def section(tables: Mapping[str, Frame]) -> dict[str, Any]:
             l=f"{row['l_from']:g} to {row['l_to']:g}",
             n=row["n"],
         )
-        | {name: _interval(row, name) for name in ("align", "pretrain", "ratio", "residual", "share")}
+        | {name: interval(row, name) for name in ("align", "pretrain", "ratio", "residual", "share")}
         | {f"exact_{name}": number(row[f"exact_{name}"]) for name in ("align", "pretrain", "ratio", "residual")}
         | dict(closed_form=number(row["closed_form"]), joint=row["protocol"] == dials.JOINT, verdict=row["verdict"])
         for row in tables["dials"].to_dict("records")
@@ -59,11 +59,6 @@ def section(tables: Mapping[str, Frame]) -> dict[str, Any]:
     ]
     excess = tables["dials_rates"].excess.dropna()
     return dict(rows=rows, slopes=slopes, rates=rates, worst=number(float(excess.max())) if len(excess) else NONE)
-
-
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    return number(mean) if math.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
 
 
 def _slope(row: Mapping[str, Any]) -> str:

@@ -70,20 +70,9 @@ def _legend(figure: Figure, found: Findings, frame: Frame, *, base: bool = True,
     count = max(2, min(len(present), int(room / 0.74)))
     shown = sorted({present[round(i)] for i in np.linspace(0, len(present) - 1, count)}) if present else []
     entries = [Line2D([], [], color=colours[v], marker="o", label=short(float(v))) for v in shown] + entries
-    left = 0.68 / figure.get_figwidth()
-    height = figure.get_figheight()
+    left, height = 0.68 / figure.get_figwidth(), figure.get_figheight()
     figure.text(left, 1 - 0.17 / height, "alignment examples", fontsize=8.5, color=style.MUTED, va="center")
-    figure.legend(
-        handles=entries,
-        loc="center left",
-        bbox_to_anchor=(left + 1.25 / figure.get_figwidth(), 1 - 0.17 / height),
-        ncols=len(entries),
-        frameon=False,
-        borderaxespad=0,
-        handlelength=1.5,
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
+    style.legend(figure, entries, left=0.68 + 1.25, handlelength=1.5, columnspacing=1.2, handletextpad=0.5)
 
 
 def _frame_y(axis: Axes, frame: Frame, *, floor: float | None = None) -> None:

@@ -8,7 +8,7 @@ from elastic_jax.analysis import noise, statistics, table
 from elastic_jax.analysis.claims import noise as claims
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
-from elastic_jax.report.tables import number
+from elastic_jax.report.tables import interval
 
 AXES = {"size": "parameters", "tokens": "tokens of pre-training"}
 
@@ -33,9 +33,9 @@ def _weights(found: Findings) -> Frame:
         row = dict(zip([*noise.ALIGNED, "examples"], key, strict=True)) | dict(draws=int(part.draws.max()), n=len(part))
         for side in ("trained", "noise"):
             shares = (part[side] / part.weights).to_numpy()
-            row |= noise.interval(side, statistics.mean_interval(shares, found.level))
+            row |= statistics.mean_interval(shares, found.level).columns(side)
         rows.append(row)
-    ends = [f"{side}{end}" for side in ("trained", "noise") for end in ("", "_low", "_high")]
+    ends = statistics.columns(("trained", "noise"))
     return table.frame(rows, [*noise.ALIGNED, "examples", "draws", "n", *ends])
 
 
@@ -52,11 +52,11 @@ def section(tables: Mapping[str, Frame], found: Findings) -> dict[str, Any]:
     moved = {_key(row): row for row in weights.to_dict("records")}
     rows = [_row(found, row) for row in compared.to_dict("records")]
     for row, record in zip(rows, compared.to_dict("records"), strict=True):
-        row["moved"] = _interval(moved.get(_key(record), {}), "trained")
+        row["moved"] = interval(moved.get(_key(record), {}), "trained")
     along = [
         dict(axis=AXES[row["axis"]], where=", ".join(part for part in (row["where"], _methods(found, row)) if part))
         | dict(quantity=noise.QUANTITIES[row["quantity"]].text, unit=f"{row['unit']} per doubling")
-        | {side: _interval(row, side) for side in noise.SIDES}
+        | {side: interval(row, side) for side in noise.SIDES}
         | dict(examples=f"{row['examples']:,}" if row["examples"] else "all", p=_p(row), n=row["n"])
         | dict(
             verdict=row["verdict"], reason=row["reason"], whole=not row["examples"], score=row["quantity"] == "score"
@@ -96,7 +96,7 @@ def _row(found: Findings, row: Mapping[str, Any]) -> dict[str, Any]:
     return (
         dict(panel=found.panel_name(panel), volume=f"{row['align_volume']:,}", examples=f"{row['examples']:,}")
         | dict(quantity=noise.QUANTITIES[row["quantity"]].text, unit=row["unit"])
-        | {side: _interval(row, side) for side in noise.SIDES}
+        | {side: interval(row, side) for side in noise.SIDES}
         | dict(share="–" if math.isnan(share) else f"{share:.0%}".replace("-", "−"), p=_p(row), n=row["n"])
         | dict(verdict=row["verdict"], reason=row["reason"])
     )
@@ -109,11 +109,6 @@ def _key(row: Mapping[str, Any]) -> tuple:
 def _methods(found: Findings, row: Mapping[str, Any]) -> str:
     several = len({panel[1:] for panel in found.panels}) > 1
     return f"{row['align_method']}, {row['perturb_method']}" if several else ""
-
-
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    mean, low, high = (row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
-    return number(mean) if math.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
 
 
 def _p(row: Mapping[str, Any]) -> str:

@@ -92,14 +92,7 @@ def noise_trend(found: Findings) -> Drawing | None:
             axis.set_ylabel(f"{noise.QUANTITIES[name].text}\n({noise.QUANTITIES[name].unit})")
             figures._title(axis, where if len(rows) > 1 else "")
     handles = [Line2D([], [], color=c, marker=m, linestyle=d, label=label) for label, c, m, d in _SIDES.values()]
-    figure.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / figure.get_figheight()),
-        ncols=len(handles),
-        frameon=False,
-        borderaxespad=0,
-    )
+    style.legend(figure, handles)
     caption = (
         "Change since the aligned model, mean over volumes of alignment and of perturbation that all models have. Bars: "
         f"{found.level:.0%} Student t interval over seeds, none for one seed."
@@ -110,7 +103,7 @@ def noise_trend(found: Findings) -> Drawing | None:
 def _means(found: Findings) -> Frame:
     """Columns axis, where, align_method, perturb_method, quantity, side, model, place, mean, low, high, n."""
     values, out = claims.seeds_of(found.study), []
-    for along, field in claims.AXES.items():
+    for along, (_, field) in bases.AXES.items():
         for where, models in bases.comparable(found.study, along):
             of_models = values[values.model.isin([model.name for model in models]) & values.quantity.isin(_TREND)]
             for (align, perturb, name), part in of_models.groupby(

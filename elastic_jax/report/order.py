@@ -7,7 +7,7 @@ from typing import Any
 from elastic_jax.analysis import order
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
-from elastic_jax.report.tables import NONE, number
+from elastic_jax.report.tables import NONE, number, p_value
 
 EFFECTS = {
     "recency": "last − earlier: what the last task is ahead by",
@@ -61,7 +61,7 @@ def section(tables: Mapping[str, Frame], found: Findings) -> dict[str, Any]:
     shown = [
         dict(model=row["model"] if several else "", task=row["task"] or "all", what=EFFECTS[row["effect"]])
         | dict(quantity="" if row["effect"] == "retention" else _UNITS[row["quantity"]], of=row["quantity"])
-        | dict(mean=_interval(row), n=row["n"], p=_p(row), verdict=row["verdict"], reason=row["reason"])
+        | dict(mean=_interval(row), n=row["n"], p=p_value(row), verdict=row["verdict"], reason=row["reason"])
         for row in effects.to_dict("records")
     ]
     volumes = {int(run["examples"]) for run in found.study.runs if run.get("sequence")}
@@ -104,7 +104,3 @@ def _interval(row: Mapping[str, Any] | None) -> str:
 
 def _three(x: float) -> str:
     return NONE if math.isnan(x) else number(x, "probability") if abs(x) < 1e3 else number(x)
-
-
-def _p(row: Mapping[str, Any]) -> str:
-    return NONE if math.isnan(row["p"]) else f"{row['p']:.3g} (≥ {row['p_least']:.3g})"

@@ -54,14 +54,7 @@ def task_orders(found: Findings) -> Drawing | None:
             axis.set_xlabel("bits/token − base")
             axis.set_title(f"on {name}" + (f", {model}" if len(models) > 1 else ""), loc="left", color=style.INK)
     handles = [Line2D([], [], color=c, marker=m, linestyle="none", label=label) for label, c, m in _LOOKS.values()]
-    figure.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(0.1 / figure.get_figwidth(), 1 - 0.17 / figure.get_figheight()),
-        ncols=len(handles),
-        frameon=False,
-        borderaxespad=0,
-    )
+    style.legend(figure, handles, left=0.1)
     caption = (
         "Held-out bits per token of each task after each sequence of tasks, minus those of the base with the same seed (dashed line); less "
         f"is better. Bars: {found.level:.0%} Student t interval over seeds, cut at the frame; none for one seed."

@@ -8,7 +8,7 @@ from elastic_jax import published
 from elastic_jax.analysis import resistance
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
-from elastic_jax.report.tables import NONE, number
+from elastic_jax.report.tables import NONE, interval, number, p_value
 
 QUANTITIES = {
     "epoch": "mean training loss of the epoch",
@@ -65,7 +65,7 @@ def section(tables: Mapping[str, Frame]) -> dict[str, Any]:
             | dict(whole=not key[2] or not (compared[compared.line == key[1]].earlier == 0).any())
             | dict(inverse=_interval(raw, "inverse"), forward=_interval(raw, "forward"))
             | dict(differences=[_interval(by_version[v], "difference") for v in VERSIONS])
-            | dict(raw=raw["verdict"], verdict=said_of[key], p=_p(main), n=main["n"], reason=main["reason"])
+            | dict(raw=raw["verdict"], verdict=said_of[key], p=p_value(main), n=main["n"], reason=main["reason"])
         )
     more = [
         dict(
@@ -75,7 +75,7 @@ def section(tables: Mapping[str, Frame]) -> dict[str, Any]:
         )
         | dict(quantity=QUANTITIES[row["quantity"]], version=VERSIONS[row["version"]])
         | {name: _interval(row, name) for name in (*resistance.DIRECTIONS, "difference")}
-        | dict(p=_p(row), n=row["n"], verdict=row["verdict"] if row["quantity"] != "slope" else "")
+        | dict(p=p_value(row), n=row["n"], verdict=row["verdict"] if row["quantity"] != "slope" else "")
         for row in compared.to_dict("records")
     ]
     return dict(
@@ -155,14 +155,8 @@ def _published() -> list[dict[str, Any]]:
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
-    mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    text = _four(mean)
-    return text if math.isnan(low) else f"{text} [{_four(low)}, {_four(high)}]"
+    return interval(row, name, _four)
 
 
 def _four(x: float) -> str:
     return NONE if math.isnan(x) else f"{x:.4f}".replace("-", "−")
-
-
-def _p(row: Mapping[str, Any]) -> str:
-    return NONE if math.isnan(row["p"]) else f"{row['p']:.3g} (≥ {row['p_least']:.3g})"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -141,6 +142,19 @@ def grid(
         hspace=between / height,
     )
     return figure, axes
+
+
+def legend(figure: Figure, handles: Sequence[Artist], left: float = 0.68, **spacing: float) -> None:
+    """One row of entries above the panels, `left` inches from the edge."""
+    figure.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(left / figure.get_figwidth(), 1 - 0.17 / figure.get_figheight()),
+        ncols=len(handles),
+        frameon=False,
+        borderaxespad=0,
+        **spacing,  # type: ignore[arg-type]
+    )
 
 
 def _figure(axis: Axes) -> Figure:

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from elastic_jax.analysis import compressors, laws, rebound
+from elastic_jax.analysis import compressors, laws, rebound, statistics
 from elastic_jax.analysis.table import Frame
 from elastic_jax.report.findings import Findings
 
@@ -62,6 +62,17 @@ def cell(row: Mapping[str, Any] | None) -> Cell:
     if math.isnan(row["low"]):
         return Cell(number(row["mean"], unit), "", n, reason)
     return Cell(number(row["mean"], unit), f"[{number(row['low'], unit)}, {number(row['high'], unit)}]", n, reason)
+
+
+def interval(row: Mapping[str, Any], name: str, form: Callable[[float], str] = number) -> str:
+    """An estimate in columns of `statistics.columns`, as text: the mean, and the interval where there is one."""
+    mean, low, high = (row.get(column, math.nan) for column in statistics.columns([name]))
+    return form(mean) if math.isnan(low) else f"{form(mean)} [{form(low)}, {form(high)}]"
+
+
+def p_value(row: Mapping[str, Any]) -> str:
+    """That of a sign-flip test, with the least that so many seeds can give."""
+    return NONE if math.isnan(row["p"]) else f"{row['p']:.3g} (≥ {row['p_least']:.3g})"
 
 
 def short(x: float) -> str:

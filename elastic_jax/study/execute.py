@@ -214,6 +214,7 @@ class Executor:
                 try:
                     with ledger.during("restore"):
                         base, states = self._base(run), self._untrained(run, missing)
+                    tokens = self._tokens(run.parent)
                     for number in sorted(run.measures):
                         if self.halt.is_set():
                             raise interrupt.Interrupted(f"{run.key} stopped before update {number} was measured")
@@ -225,7 +226,7 @@ class Executor:
                             with ledger.during("measure"):
                                 rows = self._measure(params, base, run.seed) + more
                             del params  # before the next point is made
-                            self._add_rows(run, rows, number, self._tokens_at(run.parent, number))
+                            self._add_rows(run, rows, number, tokens.get(number, 0))
                         writer.write(number, _values(rows), kind="measure")
                         display.update(number)
                 finally:
@@ -238,12 +239,14 @@ class Executor:
             return noise.points(run, numbers, self._model, self._mesh, self.params_at)
         return iter([(self._kept_base(run, 0).params, [])])
 
-    def _tokens_at(self, run: Run | None, number: int) -> int:
-        """Tokens behind a point that was measured before; 0 without a run, and on processes that write nothing."""
+    def _tokens(self, run: Run | None) -> dict[int, int]:
+        """Tokens behind every point that was measured before; none without a run, and on processes that write nothing."""
         if run is None or not distributed.is_main():
-            return 0
-        rows = self._workdir.rows(run.key)
-        return int(rows.tokens[rows.updates == number].max())
+            return {}
+        return {
+            int(updates): int(most)
+            for updates, most in self._workdir.rows(run.key).groupby("updates").tokens.max().items()
+        }
 
     def _measure(self, params: Params, base: "_Base | None", seed: int) -> list[dict[str, Any]]:
         """What the protocol says of a checkpoint; `base` is None before there is a base model."""

@@ -41,11 +41,12 @@ STATEMENTS = (
         "appendix, 0.1T to 3T tokens",
     ),
 )
-_AXES = {"size": ("parameters", "params"), "tokens": ("pre-training", "pretrain_tokens")}
+# axis -> (what it is called, the field of a model that it is)
+AXES = {"size": ("parameters", "params"), "tokens": ("pre-training", "pretrain_tokens")}
 
 
 def _tests(axis: str) -> dict[str, Test]:
-    per = f"per doubling of {_AXES[axis][0]}"
+    per = f"per doubling of {AXES[axis][0]}"
     tests = [
         Test(f"{axis}_half_life", f"{axis}.faster", f"log2 half-life in examples, {per}", "per doubling", -1),
         Test(f"{axis}_speed", f"{axis}.faster", f"speed in the first interval, {per}", "score/update per doubling", 1),
@@ -74,7 +75,7 @@ def _tests(axis: str) -> dict[str, Test]:
 
 def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
     paths = [path for path in rebound.trajectories(study) if path.arm == "aligned"]
-    for axis, (what, field) in _AXES.items():
+    for axis, (what, field) in AXES.items():
         groups = comparable(study, axis)
         for where, models in groups:
             place = {model.name: float(getattr(model, field)) for model in models}
@@ -105,7 +106,7 @@ def comparable(study: Study, axis: str) -> list[tuple[str, list[Model]]]:
             key = (f"{model.params:,} parameters", _schedule(study, model.name))
         if axis == "size" or model.pretrain_tokens:
             groups.setdefault(key, []).append(model)
-    field = _AXES[axis][1]
+    field = AXES[axis][1]
     several = {key: group for key, group in groups.items() if len({getattr(model, field) for model in group}) > 1}
     return [(", ".join(part for part in key if part), group) for key, group in sorted(several.items())]
 

@@ -48,9 +48,7 @@ STATEMENTS = (
         _CONTROL,
     ),
 )  # fmt: skip
-AXES = {"size": "params", "tokens": "pretrain_tokens"}
 ALL = 0  # in place of a number of examples: the mean over all volumes of perturbation
-_WHAT = {"size": "parameters", "tokens": "pre-training"}
 _DIRECTION = Test("noise_direction", "noise.direction", "way back, training − noise", "score", 1)
 
 
@@ -67,7 +65,7 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
         yield Outcome(_DIRECTION, found, (str(model), str(align), str(perturb)), int(volume), where)
     if scores.empty:
         yield Untested(_DIRECTION.statement, "no point has been measured under both")
-    for axis in AXES:
+    for axis in bases.AXES:
         tested = False
         for where, place, methods, own in _groups(study, values, axis):
             for quantity, side, test in _tests(axis):
@@ -76,13 +74,17 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
                 tested = True
         if not tested:
             alone = not bases.comparable(study, axis)
-            reason = f"no two bases differ in {_WHAT[axis]} alone" if alone else "no point has been measured under both"
+            reason = (
+                f"no two bases differ in {bases.AXES[axis][0]} alone"
+                if alone
+                else "no point has been measured under both"
+            )
             yield from (Untested(one.key, reason) for one in STATEMENTS if one.key.startswith(f"noise.{axis}_"))
 
 
 def _tests(axis: str) -> list[tuple[str, str, Test]]:
     """(quantity, side of it, test) of an axis."""
-    per, sensitive, beyond = f"per doubling of {_WHAT[axis]}", f"noise.{axis}_sensitive", f"noise.{axis}_beyond"
+    per, sensitive, beyond = f"per doubling of {bases.AXES[axis][0]}", f"noise.{axis}_sensitive", f"noise.{axis}_beyond"
     unit = "per doubling"
     return [
         (
@@ -125,7 +127,7 @@ def seeds_of(study: Study) -> Frame:
 def _groups(study: Study, values: Frame, axis: str) -> Iterable[tuple[str, dict[str, float], tuple[str, str], Frame]]:
     """(what the models have in common, model -> place on the axis, methods, their rows) of models that differ in the axis alone."""
     for where, models in bases.comparable(study, axis):
-        place = {model.name: float(getattr(model, AXES[axis])) for model in models}
+        place = {model.name: float(getattr(model, bases.AXES[axis][1])) for model in models}
         of_models = values[values.model.isin(list(place))]
         for methods, own in of_models.groupby(["align_method", "perturb_method"], sort=True):
             yield where, place, (str(methods[0]), str(methods[1])), own
@@ -165,7 +167,7 @@ def trends(study: Study, level: float = statistics.LEVEL) -> Frame:
     verdict, reason.
     """
     rows, values = [], seeds_of(study)
-    for axis in AXES:
+    for axis in bases.AXES:
         for where, place, methods, own in _groups(study, values, axis):
             for quantity, part in own.groupby("quantity", sort=False):
                 for examples in (ALL, *noise.shared_points(part)):
@@ -174,18 +176,18 @@ def trends(study: Study, level: float = statistics.LEVEL) -> Frame:
                     found = {side: statistics.mean_interval(numbers[side], level) for side in SIDES}
                     why = {v.reason for v in slopes["difference"].values() if v.reason}
                     known = numbers["difference"][~np.isnan(numbers["difference"])]
-                    p, least = statistics.sign_flip(known[:20])
+                    p, least = statistics.sign_flip(known[: statistics.FLIPS])
                     row = dict(axis=axis, where=where, align_method=methods[0], perturb_method=methods[1])
                     row |= dict(quantity=quantity, unit=part.unit.iloc[0], examples=examples)
                     for side in SIDES:
-                        row |= noise.interval(side, found[side])
+                        row |= found[side].columns(side)
                     reasons = [found["difference"].reason, *sorted(why)]
                     rows.append(
                         row
                         | dict(n=found["difference"].n, p=p, p_least=least, verdict=verdict(**found))
                         | dict(reason="; ".join(dict.fromkeys(one for one in reasons if one)))
                     )
-    ends = [f"{side}{end}" for side in SIDES for end in ("", "_low", "_high")]
+    ends = statistics.columns(SIDES)
     head = ["axis", "where", "align_method", "perturb_method", "quantity", "unit", "examples"]
     return table.frame(rows, [*head, *ends, "n", "p", "p_least", "verdict", "reason"])
 

@@ -23,7 +23,6 @@ from elastic_jax.analysis import statistics
 from elastic_jax.analysis.statistics import Estimate
 
 SUPPORTED, CONTRADICTED, UNDECIDED, UNTESTED = "supported", "contradicted", "undecided", "not tested here"
-_FLIPS = 20  # pairs beyond which all assignments of signs are too many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +156,7 @@ def judge(outcome: Outcome, level: float = statistics.LEVEL) -> dict[str, Any]:
     errors = np.array([value.stderr for value in values], np.float64)
     whole = len(known) > 1 and len(known) == len(numbers) and not np.isnan(errors).any()
     texts = statistics.bootstrap_seeds_and_texts(numbers, errors, level=level) if whole else None
-    p, least = statistics.sign_flip(known) if 0 < len(known) <= _FLIPS else (math.nan, math.nan)
+    p, least = statistics.sign_flip(known) if 0 < len(known) <= statistics.FLIPS else (math.nan, math.nan)
     said = outcome.verdict or verdict(estimate, test.side, len(known) == len(numbers), texts)
     reasons = sorted({value.reason for value in values if value.reason and math.isnan(value.value)})
     shown = [reason for reason in (estimate.reason, *reasons, outcome.remark) if reason]
