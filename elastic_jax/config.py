@@ -107,7 +107,7 @@ def default(data: Config | None = None) -> Config:
             # The tasks of `data.tasks`, which are three, one after the other in every order (`study.tree.order`).
             order=dict(stage(16, 3e-4), volume=0),  # examples of each task; 0 trains none
             measures=dict(
-                per_octave=1,  # recorded points for each doubling of the number of updates
+                per_octave=1,  # recorded points for each doubling of the number of updates; 0: at the volumes alone
                 batch_size=128,
                 samples=256,
                 temperature=1.0,
@@ -595,7 +595,7 @@ def _check_execution(config: Config) -> None:
     measures = config.measures
     specs.parse_all(measures.scorers)
     for field, value, fits, wanted in (
-        ("measures.per_octave", measures.per_octave, measures.per_octave >= 1, "1 or more"),
+        ("measures.per_octave", measures.per_octave, measures.per_octave >= 0, "0 (at the volumes alone) or more"),
         ("measures.batch_size", measures.batch_size, measures.batch_size >= 1, "1 or more"),
         ("measures.samples", measures.samples, measures.samples >= 2, "2 or more: the score has a standard error"),
         ("measures.temperature", measures.temperature, measures.temperature >= 0, "0 (the likeliest token) or more"),

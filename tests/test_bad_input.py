@@ -83,7 +83,7 @@ FIELDS = {
     "--config.model.remat=some": ["model.remat='some'", "save_qkv_attn_mlp_in"],
     "--config.align.batch_size=0": ["align.batch_size=0"],
     "--config.measures.samples=1": ["measures.samples=1: expected 2"],
-    "--config.measures.per_octave=0": ["measures.per_octave=0"],
+    "--config.measures.per_octave=-1": ["measures.per_octave=-1"],
     "--config.measures.top_p=0.0": ["measures.top_p=0.0"],
     "--config.measures.temperature=-1.0": ["measures.temperature=-1.0"],
     "--config.measures.keep=9": ["measures.keep=9", "measures.samples"],

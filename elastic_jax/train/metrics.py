@@ -15,6 +15,7 @@ from etils import epath
 from elastic_jax.data import files
 from elastic_jax.errors import UserError
 from elastic_jax.parallel import distributed
+from elastic_jax.train.tensorboard import TensorBoard
 
 Kind = Literal["train", "measure"]
 FILE = "metrics.jsonl"
@@ -116,48 +117,6 @@ class JsonLines:
 
     def _replace(self, lines: Iterable[str]) -> None:
         files.write_text(self._path, "".join(lines))
-
-
-class TensorBoard:
-    """Event files for TensorBoard, tagged `<kind>/<name>`, through tensorboardX: no TensorFlow.
-
-    It is imported at the first value, because where torch is installed tensorboardX imports that as well, in
-    seconds.
-    """
-
-    def __init__(self, folder: epath.PathLike):
-        self._folder = str(folder)
-        self._purge: int | None = None
-        self._writer: Any = None
-
-    def write(self, updates: int, values: Mapping[str, float], kind: Kind = "train") -> None:
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
-
-            try:
-                # Names have the second in them: a writer opened in the same one would empty the file before.
-                self._writer = SummaryWriter(self._folder, purge_step=self._purge, filename_suffix=f".{time.time_ns()}")
-            except ImportError as error:
-                raise UserError(
-                    f"TensorBoard cannot write to {self._folder}: {error}\n"
-                    "Install what it names, or switch TensorBoard off; metrics.jsonl is written in any case."
-                ) from error
-        for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", float(value), updates)
-
-    def truncate(self, after_updates: int) -> None:
-        # Event files cannot be cut; a new one tells TensorBoard to hide what it replaces.
-        self.close()
-        self._purge = after_updates + 1
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 class MetricWriter:

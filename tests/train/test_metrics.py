@@ -4,13 +4,15 @@ import json
 import math
 import os
 import sys
+import time
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_jax.errors import UserError
-from elastic_jax.train import metrics
+from elastic_jax.train import metrics, tensorboard
 from elastic_jax.train.metrics import JsonLines, MetricWriter
 
 
@@ -137,6 +139,31 @@ def test_tensorboard_has_the_values_and_resumes(tmp_path):
     assert values == [(5, "train/loss", 2.5), (6, "measure/score", 0.25), (6, "train/loss", 1.5)]
     assert purges == [6]
     assert "tensorflow" not in sys.modules
+
+
+def test_tensorboard_is_written_while_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "_SECONDS", 0.0)
+    with MetricWriter(tmp_path, active=True) as writer:
+        sizes = set()
+        for updates in range(1, 1000):
+            writer.write(updates, {"loss": 1.0})
+            sizes |= {file.stat().st_size for file in (tmp_path / "tensorboard").glob("*")} - {0}
+            if len(sizes) > 2:
+                break
+            time.sleep(0.02)
+        assert len(sizes) > 2
+
+
+def test_a_tensorboard_that_cannot_be_written_says_so(tmp_path):
+    import tensorboardX.event_file_writer
+
+    with mock.patch.object(tensorboardX.event_file_writer, "EventsWriter", side_effect=ImportError("boto3")):
+        writer = MetricWriter(tmp_path, active=True)
+        writer.write(1, {"loss": 1.0})
+        with pytest.raises(UserError, match=r"cannot write to .*tensorboard: boto3"):
+            writer.close()
+    assert [row["loss"] for row in metrics.read(tmp_path / metrics.FILE)] == [1.0]
+    writer.close()
 
 
 def test_other_trackers_get_the_same_calls(tmp_path):

@@ -157,9 +157,9 @@ class Tree:
 
 
 def log_spaced(updates: int, per_octave: int) -> frozenset[int]:
-    """0, 1, 2, 4, ... with `per_octave` points for each doubling, and the last update."""
+    """0, 1, 2, 4, ... with `per_octave` points for each doubling, and the last update; with 0 both ends alone."""
     points, k = {0, updates}, 0
-    while (point := round(2 ** (k / per_octave))) < updates:
+    while per_octave and (point := round(2 ** (k / per_octave))) < updates:
         points.add(point)
         k += 1
     return frozenset(points)
