@@ -121,8 +121,9 @@ def default(data: Config | None = None) -> Config:
             ),
             checkpoint_seconds=60.0,
             log=dict(seconds=10.0, tensorboard=True),
-            # An update that takes `factor` times the median, and this long at the least, ends the process (exit code 75).
-            watchdog=dict(factor=20.0, floor_seconds=300.0),  # factor=0 switches it off
+            # An update that takes `factor` times the median, and this long at the least, ends the process (exit code 75); so does anything
+            # else, such as a save or the measures of a point, that takes `patience_seconds`, 0 for as long as it likes.
+            watchdog=dict(factor=20.0, floor_seconds=300.0, patience_seconds=7200.0),  # factor=0 switches it off
             variants=dict(),  # name -> the fields that differ in it: several studies, reported as one
         ),
         convert_dict=True,
@@ -621,6 +622,12 @@ def _check_execution(config: Config) -> None:
             "0 (off), or how many times longer than the median an update may take: above 1",
         ),
         ("watchdog.floor_seconds", config.watchdog.floor_seconds, config.watchdog.floor_seconds >= 0, "0 or more"),
+        (
+            "watchdog.patience_seconds",
+            config.watchdog.patience_seconds,
+            config.watchdog.patience_seconds >= 0,
+            "0 or more",
+        ),
     ):
         if not fits:
             raise UserError(f"{field}={value}: expected {wanted}.")

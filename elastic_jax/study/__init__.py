@@ -253,6 +253,7 @@ class Study:
             self.config.log.tensorboard,
             self.config.watchdog.factor,
             self.config.watchdog.floor_seconds,
+            self.config.watchdog.patience_seconds,
         )
         asked = self.config.resistance.to_dict()
         fields = {f.name: asked[f.name] for f in dataclasses.fields(answers.Settings) if f.name in asked}

@@ -100,6 +100,7 @@ class Settings:
     tensorboard: bool
     watchdog_factor: float = 0.0  # off
     watchdog_floor: float = 0.0
+    watchdog_patience: float = 0.0
 
 
 Display = Callable[[Run, int, int], contextlib.AbstractContextManager[Any]]
@@ -349,6 +350,7 @@ class Executor:
                 run.name,
                 factor=self._settings.watchdog_factor,
                 floor=self._settings.watchdog_floor,
+                patience=self._settings.watchdog_patience,
                 folder=folder,
                 phase=lambda: ledger.phase,
             ) as watchdog,

@@ -55,6 +55,23 @@ def test_measuring_and_saving_may_take_long(tmp_path):
         assert not stuck(*watchdog(tmp_path, phase), 0.8)
 
 
+def test_a_save_that_does_not_end_ends_the_process(tmp_path, capsys):
+    assert stuck(*watchdog(tmp_path, "save", patience=0.3), 60)
+    said = capsys.readouterr().err
+    assert "run is stuck: a save after update 6 has not ended in" in said and "patience_seconds" in said
+    assert "in stuck" in (tmp_path / "stuck-0.txt").read_text()
+
+
+def test_many_short_measurements_are_not_a_long_one(tmp_path):
+    phases = ["measure"]
+    dog, ended = watchdog(tmp_path, patience=0.5)
+    dog._phase = lambda: phases[0]
+    with dog:
+        for update in range(1, 20):
+            dog.alive(update)
+            assert not ended.wait(0.1)
+
+
 def test_it_can_be_off(tmp_path):
     assert not stuck(*watchdog(tmp_path, factor=0.0), 0.8)
 
