@@ -244,7 +244,7 @@ def test_a_plan_for_a_topology_needs_config_json_alone(things, tmp_path):
     config = small(tmp_path, "bare", model__remat="none")
     plan = planning.plan(config, topology="h100:1")
     assert [stage.stage for stage in plan.stages] == ["align", "perturb"]
-    assert plan.params == planning.flops.parameters(_config_of(things)) and plan.fits
+    assert plan.params == flops.parameters(_config_of(things)) and plan.fits
     assert f"base-s0-bare  measured as it is, read from {tmp_path / 'bare'}" in str(plan)
     with pytest.raises(UserError, match="nothing is pre-trained with base.hf"):
         planning.plan(config, topology="h100:1", stages=("pretrain",))

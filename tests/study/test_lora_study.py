@@ -228,7 +228,7 @@ def test_the_estimate_counts_an_optimiser_for_adapters_alone() -> None:
     c = small_studies.load("", LORA)
     model = Decoder(model_config(config_lib.model_section(c), 260, c.data.seq_len))
     runs = test_tree.runs(LORA)
-    works = [planning._work(c, model.config, runs[name]) for name in ("pretrain-s0", "align-s0")]
+    works = [work.work_of(c, model.config, runs[name]) for name in ("pretrain-s0", "align-s0")]
     full, low = (estimate.estimate(work, Layout()).memory for work in works)
     size = Adapted(model.config, runs["align-s0"].lora).size
     assert full["moments"] == 8 * model.size and low["moments"] == 8 * size
