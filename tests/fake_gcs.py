@@ -6,17 +6,21 @@ are no folders, nothing is appended, and a copy (from which clients make renames
     with serve() as store:
         env = store.environment()  # for tensorstore, gcsfs and google-cloud-storage
 
-`Objects` is a file system of fsspec on the same store, for processes without gcsfs.
+`Objects` is a file system of fsspec that asks the same store, for machines without gcsfs. It has to be told to fsspec; in a process
+of its own `python tests/fake_gcs.py MODULE ARGUMENTS` does that, and is `python -m MODULE ARGUMENTS` from then on.
 """
 
 import contextlib
 import dataclasses
-import functools
+import http.client
 import io
 import json
+import os
 import re
+import runpy
 import sys
 import threading
+import types
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +40,9 @@ class Store:
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
     uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = dataclasses.field(default_factory=dict)
     generation: int = 1000
+    stopped_at: re.Pattern[str] | None = None
+    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)
+    go_on: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def environment(self) -> dict[str, str]:
         return dict(
@@ -61,7 +68,23 @@ class Store:
             return 304
         return 200
 
+    @contextlib.contextmanager
+    def stopping_at(self, pattern: str) -> Iterator[threading.Event]:
+        """While it lasts, puts of names in which `pattern` is found are neither carried out nor answered. The event is set by the
+        first of them."""
+        self.stopped_at, self.stopped, self.go_on = re.compile(pattern), threading.Event(), threading.Event()
+        try:
+            yield self.stopped
+        finally:
+            self.stopped_at = None
+            self.go_on.set()
+
     def put(self, bucket: str, name: str, content: bytes, query: dict[str, str]) -> int:
+        stopped_at = self.stopped_at
+        if stopped_at is not None and stopped_at.search(name):
+            self.stopped.set()
+            self.go_on.wait()
+            return 503
         with self.lock:
             status = self.found(bucket, name, query)
             if status == 200:
@@ -86,6 +109,9 @@ class Store:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body go out together: the second of two packets would wait 40 ms until the client has acknowledged the first.
+    wbufsize = -1
+    disable_nagle_algorithm = True
     store: Store
 
     def log_message(self, *_: Any) -> None:
@@ -272,64 +298,88 @@ def serve() -> Iterator[Store]:
 
 
 class Objects(fsspec.AbstractFileSystem):
-    """What epath sees of `Objects.store`: whole objects, no renames, no appending, folders only as far as there is something in
-    them."""
+    """What epath sees of the store at `STORAGE_EMULATOR_HOST`: whole objects, no renames, no appending, folders only as far as there
+    is something in them."""
 
     protocol = ("gcs", "gs")
     cachable = False
-    store: Store
+
+    def _ask(self, method: str, path: str, content: bytes = b"", **query: Any) -> bytes:
+        """Raises FileNotFoundError where there is no such object."""
+        address = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
+        with contextlib.closing(http.client.HTTPConnection(address)) as connection:
+            connection.request(method, f"{path}?{urllib.parse.urlencode(query)}", content)
+            response = connection.getresponse()
+            body = response.read()
+        if response.status == 404:
+            raise FileNotFoundError(path)
+        if response.status >= 400:
+            raise OSError(f"{method} {path}: {response.status} {body.decode()}")
+        return body
 
     def _place(self, path: str) -> tuple[str, str]:
-        bucket, _, name = self._strip_protocol(path).partition("/")
+        bucket, _, name = str(self._strip_protocol(path)).partition("/")
         return bucket, name
+
+    def _object(self, method: str, path: str, **query: Any) -> bytes:
+        bucket, name = self._place(path)
+        return self._ask(method, f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}", **query)
+
+    def _inside(self, path: str, **query: Any) -> dict[str, Any]:
+        bucket, name = self._place(path)
+        return json.loads(self._ask("GET", f"/storage/v1/b/{bucket}/o", prefix=f"{name}/", **query))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         bucket, name = self._place(path)
-        where = f"{bucket}/{name}"
-        with self.store.lock:
-            if (bucket, name) in self.store.objects:
-                return dict(name=where, type="file", size=len(self.store.objects[bucket, name][0]), mtime=0)
-            if any(other.startswith(f"{name}/") for other in self.store.names(bucket)):
-                return dict(name=where, type="directory", size=0)
-        raise FileNotFoundError(path)
+        try:
+            found = json.loads(self._object("GET", path))
+        except FileNotFoundError:
+            if not self._inside(path)["items"]:
+                raise FileNotFoundError(path) from None
+            return dict(name=f"{bucket}/{name}", type="directory", size=0)
+        return dict(name=f"{bucket}/{name}", type="file", size=int(found["size"]), mtime=0)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        if self.info(path)["type"] == "file":
-            return [self.info(path)] if detail else [self._strip_protocol(path)]
-        bucket, name = self._place(path)
-        begin = f"{name}/"
-        inside = {other[len(begin) :].split("/")[0] for other in self.store.names(bucket) if other.startswith(begin)}
-        names = [f"{bucket}/{begin}{each}" for each in sorted(inside)]
-        return [self.info(each) for each in names] if detail else names
+        bucket = self._place(path)[0]
+        inside = self._inside(path, delimiter="/")
+        found = [dict(name=f"{bucket}/{i['name']}", type="file", size=int(i["size"]), mtime=0) for i in inside["items"]]
+        found += [dict(name=f"{bucket}/{p.rstrip('/')}", type="directory", size=0) for p in inside["prefixes"]]
+        found = sorted(found, key=lambda each: each["name"]) or [self.info(path)]
+        return found if detail else [each["name"] for each in found]
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        place = self._place(path)
         if mode == "rb":
-            self.info(path)
-            return io.BytesIO(self.store.objects[place][0])
+            return io.BytesIO(self._object("GET", path, alt="media"))
         if mode != "wb":
             raise NotImplementedError(f"mode {mode!r}: an object is written as a whole")
-        return _Upload(self.store, *place)
+        return _Upload(self, path)
+
+    def put_object(self, path: str, content: bytes) -> None:
+        bucket, name = self._place(path)
+        self._ask("POST", f"/upload/storage/v1/b/{bucket}/o", content, uploadType="media", name=name)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         bucket, name = self._place(path)
-        with self.store.lock:
-            inside = [n for n in self.store.names(bucket) if n == name or (recursive and n.startswith(f"{name}/"))]
-            if not inside:
-                raise FileNotFoundError(path)
-            for each in inside:
-                del self.store.objects[bucket, each]
+        names = [item["name"] for item in self._inside(path)["items"]] if recursive else []
+        if self.isfile(path):
+            names.append(name)
+        if not names:
+            raise FileNotFoundError(path)
+        for each in names:
+            with contextlib.suppress(FileNotFoundError):  # another has removed it
+                self._object("DELETE", f"{bucket}/{each}")
 
     def mv(self, path1: str, path2: str, **_: Any) -> None:
-        raise NotImplementedError("This store neither copies nor renames.")
+        bucket, name = self._place(path1)
+        self._ask("POST", f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}/rewriteTo")  # refused
 
     cp_file = mv
 
 
 class _Upload(io.BytesIO):
-    def __init__(self, store: Store, bucket: str, name: str):
+    def __init__(self, filesystem: Objects, path: str):
         super().__init__()
-        self._put = functools.partial(store.put, bucket, name)
+        self._filesystem, self._path = filesystem, path
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
@@ -337,5 +387,21 @@ class _Upload(io.BytesIO):
 
     def close(self) -> None:
         if not self.closed:
-            self._put(self.getvalue(), {})
+            self._filesystem.put_object(self._path, self.getvalue())
         super().close()
+
+
+def _main() -> None:
+    for protocol in Objects.protocol:
+        fsspec.register_implementation(protocol, Objects, clobber=True)
+    # Orbax asks google-cloud-storage, which comes with gcsfs, whether the bucket has a namespace with folders.
+    client = types.SimpleNamespace(get_bucket=lambda name: types.SimpleNamespace(hierarchical_namespace_enabled=False))
+    cloud: Any = types.ModuleType("google.cloud")
+    cloud.storage = types.SimpleNamespace(Client=lambda: client)
+    sys.modules["google.cloud"] = cloud
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -5,7 +5,7 @@ else. None where the study holds no data for it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from elastic_jax.analysis import compression, rebound, statistics, table
-from elastic_jax.analysis.table import Frame
+from elastic_jax.analysis.table import Frame, Model
 from elastic_jax.report import style
 from elastic_jax.report.findings import Findings
 from elastic_jax.report.tables import short
@@ -447,17 +447,24 @@ _BY_BASE = (
 
 
 def pretraining_volume(found: Findings) -> Drawing | None:
-    """Quantities against the pre-training behind the base, one line per alignment volume."""
+    """Quantities against what tells the bases apart, one line per alignment volume: tokens of pre-training, parameters where these
+    alone differ, the names where nobody said how many tokens. None where the bases have the same of both, as variants of one base
+    that was trained with other settings: their values stand in the table.
+    """
     models = found.study.models
     frame = found.quantities
     frame = frame[(frame.arm != "control") & frame.quantity.isin({q for q, _, _ in _BY_BASE})]
     frame = frame[frame.split.isin(["samples", "pretrain"]) & (frame.measure != "kl_model_base")]
-    if len(models) < 2 or frame.model.nunique() < 2:
+    models = [model for model in models if (frame.model == model.name).any()]
+    along = _along(models)
+    if along is None:
         return None
-    known = all(model.pretrain_tokens for model in models)
-    places = {m.name: float(m.pretrain_tokens) if known else float(i) for i, m in enumerate(models)}
+    # By name the bases stand side by side, in the order of the config.
+    places = {m.name: float(getattr(m, along) if along else i) for i, m in enumerate(models)}
     frame = frame.assign(
-        place=frame.model.map(places), pretrain_tokens=frame.model.map({m.name: m.pretrain_tokens for m in models})
+        place=frame.model.map(places),
+        pretrain_tokens=frame.model.map({m.name: m.pretrain_tokens for m in models}),
+        params=frame.model.map({m.name: m.params for m in models}),
     )
     methods = sorted({(a, p) for a, p in frame[["align_method", "perturb_method"]].itertuples(index=False)})
     colours = style.volume_colours(found.volumes)
@@ -475,7 +482,7 @@ def pretraining_volume(found: Findings) -> Drawing | None:
                 axis.vlines(rows.place, rows.low, rows.high, color=colour, linewidth=1.1)
                 open_ = rows[rows["mean"].isna()]
                 axis.plot(open_.place, open_.bound, color=colour, marker="^", fillstyle="none", linestyle="none")
-            _place_axis(axis, list(places.values()), [model.name for model in models], known)
+            _place_axis(axis, places, along)
             axis.margins(y=0.15)
             axis.set_ylabel(label)
             _title(axis, ", ".join((align or "none", perturb)) if len(methods) > 1 else "")
@@ -483,18 +490,44 @@ def pretraining_volume(found: Findings) -> Drawing | None:
     bound.set_label("not reached: value above")
     _legend(figure, found, frame.assign(base=np.nan), base=False, extra=[bound])
     caption = f"Dots: mean over seeds; bars: {found.level:.0%} Student t interval over seeds, none for one seed."
-    if not known:
+    if along == "params":
+        tokens = models[0].pretrain_tokens
+        caption += f" Every base has {short(float(tokens))} tokens of pre-training." if tokens else ""
+    elif not along:
         caption += " Bases in the order of the config, since base.tokens does not say how much is behind each."
-    return Drawing("pretraining_volume", "Against the pre-training behind the base", caption, figure, frame)
+    elif len({model.params for model in models}) > 1:
+        caption += " The bases differ in parameters too."
+    return Drawing("pretraining_volume", _ALONG[along][0], caption, figure, frame)
 
 
-def _place_axis(axis: Axes, places: list[float], names: list[str], known: bool) -> None:
-    """Tokens of pre-training, or the bases by name where nobody said how many."""
-    if known:
-        style.log_axis(axis, places, "pre-training (tokens)")
+# what a base is placed by -> title, label of the axis; "": the name
+_ALONG = {
+    "pretrain_tokens": ("Against the pre-training behind the base", "pre-training (tokens)"),
+    "params": ("Against the size of the base", "parameters"),
+    "": ("Against the pre-training behind the base", ""),
+}
+
+
+def _along(models: Sequence[Model]) -> str | None:
+    """A key of `_ALONG`; None for one base, or bases that differ in neither."""
+    tokens, params = {m.pretrain_tokens for m in models}, {m.params for m in models}
+    if len(models) < 2:
+        return None
+    if len(tokens) > 1:
+        return "pretrain_tokens" if 0 not in tokens else ""
+    if len(params) > 1:
+        return "params"
+    return "" if tokens == {0} else None
+
+
+def _place_axis(axis: Axes, places: Mapping[str, float], along: str) -> None:
+    """Tokens of pre-training or parameters, or the bases by name."""
+    at = list(places.values())
+    if along:
+        style.log_axis(axis, at, _ALONG[along][1])
         return
-    axis.set_xticks(places, [name.rpartition("@")[2].rpartition("/")[2][-16:] for name in names], rotation=20)
-    axis.set_xlim(places[0] - 0.4, places[-1] + 0.4)
+    axis.set_xticks(at, [name.rpartition("@")[2].rpartition("/")[2][-16:] for name in places], rotation=20)
+    axis.set_xlim(at[0] - 0.4, at[-1] + 0.4)
 
 
 _DOSE = (

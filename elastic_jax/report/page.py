@@ -24,7 +24,7 @@ _WHY_ABSENT = {
     "rates": "bits per token were not measured",
     "data_divergence": "KL(data || model) needs a source with known probabilities",
     "pretraining": "pre-training was recorded at fewer than two points",
-    "pretraining_volume": "one base",
+    "pretraining_volume": "one base, or bases that differ neither in tokens of pre-training nor in parameters",
     "further_scores": "measures.scorers names none, or no perturb run has them yet",
     "noise_curves": "noise.draws=0",
     "task_orders": "order.volume=0, or nothing of it is measured yet",

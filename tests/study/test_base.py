@@ -21,6 +21,7 @@ from elastic_jax.errors import UserError
 from elastic_jax.hf.export import export
 from elastic_jax.hf.source import open_source
 from elastic_jax.launch import runs as launch_runs
+from elastic_jax.models import flops
 from elastic_jax.study import Study, execute, planning
 from elastic_jax.study.workdir import Workdir
 from elastic_jax.train import checkpoint

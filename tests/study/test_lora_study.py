@@ -23,6 +23,7 @@ from elastic_jax.models.transformer import Decoder
 from elastic_jax.parallel.mesh import put_local
 from elastic_jax.study import estimate, planning, population
 from elastic_jax.study.estimate import Layout
+from elastic_jax.study.planning.work import work_of
 from elastic_jax.study.population import Population, Program
 from elastic_jax.study.workdir import Workdir
 from elastic_jax.train import loop
@@ -228,7 +229,7 @@ def test_the_estimate_counts_an_optimiser_for_adapters_alone() -> None:
     c = small_studies.load("", LORA)
     model = Decoder(model_config(config_lib.model_section(c), 260, c.data.seq_len))
     runs = test_tree.runs(LORA)
-    works = [work.work_of(c, model.config, runs[name]) for name in ("pretrain-s0", "align-s0")]
+    works = [work_of(c, model.config, runs[name]) for name in ("pretrain-s0", "align-s0")]
     full, low = (estimate.estimate(work, Layout()).memory for work in works)
     size = Adapted(model.config, runs["align-s0"].lora).size
     assert full["moments"] == 8 * model.size and low["moments"] == 8 * size

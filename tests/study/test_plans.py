@@ -3,11 +3,14 @@
 import dataclasses
 import importlib.util
 import json
+import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 import small
+import small_studies
 
 from elastic_jax import config as config_lib
 from elastic_jax.errors import UserError
@@ -18,6 +21,7 @@ from elastic_jax.parallel.mesh import batch_sharding, make_mesh
 from elastic_jax.plan import main
 from elastic_jax.study import estimate, planning, search
 from elastic_jax.study.estimate import Layout, Work
+from elastic_jax.study.planning import elsewhere, here, several
 from elastic_jax.train.optim import OptimConfig
 
 GIB = 2**30
@@ -92,7 +96,7 @@ def test_categories_add_up_and_time_is_that_of_the_busiest():
     found = estimate.estimate(work(), Layout(fsdp=256, remat="full"))
     assert found.total == sum(found.memory.values()) and set(found.memory) == set(estimate.CATEGORIES)
     times = estimate.roofline(found, topology.parse("v5e:16x16"))
-    assert times.compute == pytest.approx(found.executed_flops / 197e12)
+    assert times.compute is not None and times.compute == pytest.approx(found.executed_flops / 197e12)
     assert times.bound == "compute"
     assert times.exposed == pytest.approx(3 * 32 * estimate.LATENCY)
     assert search.seconds_of(times, Layout(fsdp=256), 0.5) == pytest.approx(times.compute / 0.5 + times.exposed / 0.7)
@@ -253,6 +257,75 @@ def test_a_cpu_topology_is_really_compiled():
     assert "by the compiler" in str(plan)
 
 
+@pytest.mark.parametrize(
+    ("at_once", "name", "expected"),
+    [
+        ("auto", "cpu:1", 2),  # as many as there are cores
+        (3, "cpu:1", 3),
+        (100, "cpu:1", 5),  # as many as there are runs
+        ("off", "cpu:1", 1),
+        ("off", "h100:8", 1),
+        ("auto", "h100:8", None),
+        ("auto", "cpu:8", None),
+    ],
+)
+def test_a_plan_says_how_many_runs_go_on_at_a_time(at_once, name, expected, monkeypatch):
+    monkeypatch.setattr(several.threads.hardware, "host_cores", lambda: 2)
+    config = tiny_config()
+    config.seeds, config.at_once = (0,), str(at_once)
+    plan = planning.plan(config, topology=name)
+    assert (plan.at_once, plan.as_json()["at_once"]) == (expected, expected)
+    said = [line for line in str(plan).splitlines() if "at_once" in line]
+    if expected in (None, 1):
+        assert not said
+    else:
+        assert said == [f"  {expected} runs at a time, each in a thread (at_once); what that gains is not assumed"]
+        assert plan.seconds is None
+
+
+def test_threads_that_cannot_work_are_refused_by_the_plan_too():
+    config = tiny_config()
+    config.at_once, config.population = "2", "4"
+    with pytest.raises(UserError, match="at_once=2 with a population of 4"):
+        planning.plan(config, topology="cpu:1")
+
+
+def test_calls_side_by_side_share_the_time_and_one_that_is_held_up_does_not_decide(monkeypatch):
+    clock, calls = threading.local(), []
+
+    def call(number):
+        calls.append(number)
+        clock.now = now() + (50.0 if calls.count(number) == 2 else 4.0)
+
+    def now():
+        return getattr(clock, "now", 0.0)
+
+    monkeypatch.setattr(several, "time", SimpleNamespace(perf_counter=now))
+    assert several.seconds_each(4, 5, call) == 1.0 and several.seconds_each(1, 5, call) == 4.0
+    assert sorted(calls) == sorted([0, 1, 2, 3] * 5 + [0] * 5)
+
+
+def test_few_updates_of_a_large_model_are_timed_and_more_of_a_small_one():
+    counts = [here._timed_updates(estimate.estimate(work("1m", rows=rows, length=128), Layout())) for rows in (32, 1)]
+    assert counts[0] == here.LEAST_UPDATES < counts[1] <= here.MOST_UPDATES
+
+
+def test_a_study_in_threads_is_timed_in_threads_against_another_model(small_study, monkeypatch):
+    both, found = threading.Barrier(2, timeout=60), []
+
+    def measure(self, params, base, seed):
+        found.append(params is base)
+        if threading.current_thread() is not threading.main_thread():
+            both.wait()  # until the other thread measures too
+
+    monkeypatch.setattr(type(small_study.protocol), "measure", measure)
+    small_study.config.at_once, small_study.config.perturb.volumes = "2", ()
+    plan = planning.plan(small_study, timed=True)
+    assert plan.at_once == 2 and found == [False] * (1 + 2 * 3)
+    assert plan.seconds is not None and plan.seconds > 0
+    assert "2 runs at a time, each in a thread (at_once), and timed so" in str(plan)
+
+
 def test_the_rows_of_a_stage_that_ran_out_of_memory_are_named(small_study):
     assert "align needs about" in planning.out_of_memory(small_study, "align")
 
@@ -261,7 +334,8 @@ def test_the_rows_of_a_stage_that_ran_out_of_memory_are_named(small_study):
 def small_study(tmp_path):
     from elastic_jax.study import Study
 
-    return Study(small.get_config(), tmp_path / "work")
+    with small_studies.on_devices(1):
+        yield Study(small.get_config(), tmp_path / "work")
 
 
 @pytest.mark.slow

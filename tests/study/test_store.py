@@ -1,19 +1,20 @@
 """Does a study whose workdir is a bucket give the numbers that it gives on a disk, also when it is killed?
 
-Two stand-ins, both without a network: `fake_gcs.serve` answers as Google Cloud Storage does, so that tensorstore, the locks and (in
-the slow test, where they are installed) gcsfs and google-cloud-storage do what they do there. Without gcsfs epath reaches the same
-store through `fake_gcs.Objects`.
+`fake_gcs.serve` answers as Google Cloud Storage does, without a network, so that tensorstore, the locks and (in the last test, where
+they are installed) gcsfs and google-cloud-storage do what they do there. Elsewhere `fake_gcs.Objects` is epath's way to the same store.
 """
 
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import fake_gcs
@@ -52,7 +53,6 @@ def bucket(server, tmp_path, monkeypatch):
     from etils.epath import backend
     from orbax.checkpoint._src.path import gcs_utils
 
-    monkeypatch.setattr(fake_gcs.Objects, "store", server, raising=False)
     monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", fake_gcs.Objects)
     backend.fsspec_backend._get_filesystem.cache_clear()
     # It asks google-cloud-storage, which comes with gcsfs.
@@ -172,33 +172,69 @@ def test_a_stopped_study_ends_with_the_numbers_of_a_disk(bucket, finished: Path,
     assert "control" in capsys.readouterr().out and study.workdir.table.exists()
 
 
+def the_command(module: str, *words: str, without_gcsfs: bool = False) -> list[str]:
+    start = [str(Path(fake_gcs.__file__))] if without_gcsfs else ["-m"]
+    return [sys.executable, *start, f"elastic_jax.{module}", f"--workdir={PLACE}", *words]
+
+
+def assert_killed_twice_and_continued(store: fake_gcs.Store, folder: Path, uninterrupted: Path, without_gcsfs: bool):
+    """Processes of their own, killed while they hold the lock and write a checkpoint, which the store lets wait until they are dead."""
+    env = small_studies.environment() | store.environment() | {files.CACHE_VARIABLE: str(folder / "cache")}
+    run = the_command("run", f"--config={small_studies.CONFIG}", without_gcsfs=without_gcsfs)
+
+    def lock() -> dict[str, Any]:
+        return json.loads(store.objects["bucket", f"studies/w/.locks/{STUDY}"][0])
+
+    def kill_at(pattern: str) -> None:
+        with (
+            store.stopping_at(pattern) as stopped,
+            subprocess.Popen(run, env=env, cwd=small_studies.ROOT, stdout=subprocess.DEVNULL) as process,
+        ):
+            try:
+                deadline = time.monotonic() + 240
+                while not stopped.wait(0.05):
+                    assert process.poll() is None and time.monotonic() < deadline
+                assert lock()["pid"] == process.pid  # the second has taken it over from the first
+            finally:
+                process.kill()  # SIGKILL
+        assert process.returncode == -signal.SIGKILL
+
+    def updates_of(run: str) -> list[int]:
+        found = (re.search(rf"/runs/{run}-[^/]*/checkpoints/(\d+)/", name) for name in store.puts)
+        return sorted({int(match[1]) for match in found if match})
+
+    kill_at("/runs/align-.*/checkpoints/2/commit_success")  # complete but for the mark, while updates 3 and 4 are made
+    assert updates_of("align-s0") == [2]
+    store.puts.clear()
+    kill_at("/runs/perturb-s0-a16-.*/checkpoints/3/params/")  # some of the arrays, or none
+    assert updates_of("pretrain-s0") == updates_of("control-s0") == []
+    assert updates_of("align-s0") == [2, 4]  # what has no mark does not count
+    store.puts.clear()
+    done = subprocess.run(run, env=env, cwd=small_studies.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {PLACE}/report/index.html" in done.stdout
+    assert updates_of("align-s0") == [] and updates_of("perturb-s0-a16") == [3]  # from the checkpoint before it
+    assert store.refused == [] and not any("/.locks/" in name for name in store.names("bucket"))
+    status_command = the_command("status", without_gcsfs=without_gcsfs)
+    said = subprocess.run(status_command, env=env, cwd=small_studies.ROOT, capture_output=True, text=True)
+    assert "5 of 5 runs done" in said.stdout, said.stderr
+    for name in store.names("bucket"):
+        if name.endswith(("metrics.jsonl", "measures.parquet")):
+            files.write_bytes(folder / name, store.objects["bucket", name][0])
+    small_studies.assert_same(small_studies.table(folder / "studies/w"), small_studies.table(uninterrupted))
+    assert small_studies.losses(folder / "studies/w") == small_studies.losses(uninterrupted)
+    assert json.loads(store.objects["bucket", "studies/w/study.json"][0])["latest"] == "small"
+
+
+@pytest.mark.slow
+def test_a_killed_study_in_a_bucket_ends_with_the_numbers_of_a_disk(tmp_path: Path, uninterrupted: Path):
+    with fake_gcs.serve() as store:
+        assert_killed_twice_and_continued(store, tmp_path, uninterrupted, without_gcsfs=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="gcsfs is not installed (extra gcs)")
 def test_a_killed_study_on_google_cloud_storage_ends_with_the_numbers_of_a_disk(tmp_path: Path, uninterrupted: Path):
-    """The real clients in processes of their own; the first is killed with SIGKILL while it holds the lock."""
+    """With the clients of users."""
     with fake_gcs.serve() as store:
-        env = small_studies.environment(**store.environment(), **{files.CACHE_VARIABLE: str(tmp_path / "cache")})
-
-        def command(*words: str) -> list[str]:
-            return [sys.executable, "-m", f"elastic_jax.{words[0]}", f"--workdir={PLACE}", *words[1:]]
-
-        run = command("run", f"--config={small_studies.CONFIG}", "--config.checkpoint_seconds=0.001")
-        process = subprocess.Popen(run, env=env, cwd=small_studies.ROOT, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 240
-        while not any("/runs/control-" in name and name.endswith("metrics.jsonl") for name in store.names("bucket")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert f"studies/w/.locks/{STUDY}" in store.names("bucket")
-        done = subprocess.run(run, env=env, cwd=small_studies.ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert f"report: {PLACE}/report/index.html" in done.stdout
-        content, _ = store.objects["bucket", "studies/w/measures.parquet"]
-        assert store.refused == []
-        said = subprocess.run(command("status"), env=env, cwd=small_studies.ROOT, capture_output=True, text=True)
-        assert "5 of 5 runs done" in said.stdout, said.stderr
-    (tmp_path / "measures.parquet").write_bytes(content)
-    small_studies.assert_same(small_studies.table(tmp_path), small_studies.table(uninterrupted))
-    study = json.loads(store.objects["bucket", "studies/w/study.json"][0])
-    assert study["latest"] == "small"
+        assert_killed_twice_and_continued(store, tmp_path, uninterrupted, without_gcsfs=False)

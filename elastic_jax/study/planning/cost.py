@@ -31,7 +31,7 @@ class StageCost:
     """One stage of the plan; bytes are per device, seconds are of one update (None where they are not known).
 
     Attributes:
-      seconds: timed here, or estimated for the topology.
+      seconds: timed here, or estimated for the topology; of the study's time, which updates of runs side by side share.
       layout: how an update is spread.
       estimate: without the compiler.
       compiled: by the compiler; None where it was not asked.
@@ -98,18 +98,26 @@ class StageCost:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Prints as a table; `as_json` is the same for programs."""
+    """Prints as a table; `as_json` is the same for programs.
+
+    Attributes:
+      runs: and whether each is done.
+      hfu: that the times for a topology assume.
+      at_once: runs that are trained at the same time, each in a thread; timed seconds are those with so many. None on devices of a
+        topology of which that is not known.
+    """
 
     study: str
     params: int
     mesh: dict[str, int]
     stages: tuple[StageCost, ...]
-    runs: tuple[tuple[Run, bool], ...]  # and whether it is done
+    runs: tuple[tuple[Run, bool], ...]
     notes: tuple[str, ...]
     measured_points: int
     seconds_per_point: float | None
     topology: Topology | None = None
-    hfu: float | None = None  # that the times assume
+    hfu: float | None = None
+    at_once: int | None = 1
 
     def __str__(self) -> str:
         return page.text(self)
@@ -148,6 +156,7 @@ class Plan:
             settings=self.settings,
             fits=self.fits,
             assumed_hfu=self.hfu,
+            at_once=self.at_once,
             runs=len(self.runs),
             measured_points=self.measured_points,
             notes=list(self.notes),

@@ -15,7 +15,7 @@ from elastic_jax.models.config import ModelConfig, model_config
 from elastic_jax.parallel import ahead
 from elastic_jax.parallel.topology import Topology
 from elastic_jax.study import Study, search, tree
-from elastic_jax.study.planning import programs, work
+from elastic_jax.study.planning import programs, several, work
 from elastic_jax.study.planning.cost import Plan
 from elastic_jax.study.tree import STAGES, Run
 
@@ -83,6 +83,7 @@ def plan(
         seconds_per_point=None,
         topology=topology,
         hfu=assumed,
+        at_once=several.at_once_elsewhere(config, topology, flops.parameters(model), len(everything)),
     )
 
 

@@ -1,6 +1,7 @@
 """What does a study cost on the devices of this process, where its updates can be compiled and timed?"""
 
-import time
+import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,20 +12,24 @@ from elastic_jax.models import adapted
 from elastic_jax.parallel import hardware
 from elastic_jax.parallel.mesh import batch_sharding
 from elastic_jax.study import Study, estimate, execute
-from elastic_jax.study.planning import programs, work
+from elastic_jax.study.estimate import Estimate
+from elastic_jax.study.planning import programs, several, work
 from elastic_jax.study.planning.cost import Plan, StageCost
 from elastic_jax.study.tree import Run
 from elastic_jax.train import optim
 from elastic_jax.train import state as state_lib
 
-TIMED_UPDATES = 3
+# Updates are timed until they make so many FLOPs on a device: a few of a small model would tell of the moment, not of the model.
+TIMED_FLOPS = 2e10
+LEAST_UPDATES, MOST_UPDATES = 3, 30
 
 
 def plan(study: Study, timed: bool | None) -> Plan:
     """Compile each stage's update for the mesh of the study, and time it where it fits; see `planning.plan`."""
     study.check()
-    costs = tuple(_stage(study, name, timed) for name in config_lib.stages(study.config))
-    seconds = _time_measure(study) if all(cost.seconds is not None for cost in costs) else None
+    at_once = several.at_once(study.config, study.mesh, study.model.size, len(study.runs))
+    costs = tuple(_stage(study, name, timed, at_once) for name in config_lib.stages(study.config))
+    seconds = _time_measure(study, at_once) if all(cost.seconds is not None for cost in costs) else None
     return Plan(
         study=study.config.name,
         params=study.model.size,
@@ -34,39 +39,51 @@ def plan(study: Study, timed: bool | None) -> Plan:
         notes=tuple(study.notes),
         measured_points=sum(len(run.measures) for run in study.runs),
         seconds_per_point=seconds,
+        at_once=at_once,
     )
 
 
-def _stage(study: Study, stage: str, timed: bool | None) -> StageCost:
+def _stage(study: Study, stage: str, timed: bool | None, at_once: int) -> StageCost:
     runs = [run for run in study.runs if run.stage == stage]
     first = work.typical(runs)
     host = _batch(study, first)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=batch_sharding(study.mesh)) for k, v in host.items()}
     layout = work.layout_of(study, first)
+    closed = estimate.estimate(work.work_of(study.config, study.model.config, first), layout)
     compiled, found = programs.compile_update(study.model, first, study.mesh, shapes, layout)
     limit = hardware.host_memory()
-    fits = limit is None or found.total * study.mesh.size < limit / 2
+    fits = limit is None or found.total * study.mesh.size * at_once < limit / 2
     seconds = None
     if fits if timed is None else timed:
-        tx = optim.make(first.optim, first.updates)
-        trained = adapted.trained(study.model, first.lora)
-        params = trained.init(jax.random.key(0), study.mesh)
-        state = state_lib.creator(trained, tx, study.mesh)(params)
-        frozen = None
-        if first.lora is not None:
-            frozen = adapted.frozen_for(study.model, study.model.init(jax.random.key(0), study.mesh))
-        batch = {k: jax.device_put(v, batch_sharding(study.mesh)) for k, v in host.items()}
-        key = jax.random.key(0)
-        with jax.set_mesh(study.mesh):
-            state, _ = compiled(state, batch, key, frozen)
-            jax.block_until_ready(state)
-            began = time.perf_counter()
-            for _ in range(TIMED_UPDATES):
-                state, _ = compiled(state, batch, key, frozen)
-            jax.block_until_ready(state)
-        seconds = (time.perf_counter() - began) / TIMED_UPDATES
-    done = estimate.estimate(work.work_of(study.config, study.model.config, first), layout)
-    return work.cost_of(study.config, stage, runs, seconds, layout, done, found)
+        seconds = _time_update(study, first, compiled, host, _timed_updates(closed), at_once)
+    return work.cost_of(study.config, stage, runs, seconds, layout, closed, found)
+
+
+def _timed_updates(found: Estimate) -> int:
+    """The same number on every process: they exchange in each."""
+    return min(MOST_UPDATES, max(LEAST_UPDATES, math.ceil(TIMED_FLOPS / found.executed_flops)))
+
+
+def _time_update(
+    study: Study, run: Run, compiled: Any, host: dict[str, np.ndarray], updates: int, at_once: int
+) -> float:
+    """Seconds of the study's time for an update of the run, with as many runs side by side as the study trains."""
+    mesh, key = study.mesh, jax.random.key(0)
+    tx = optim.make(run.optim, run.updates)
+    trained = adapted.trained(study.model, run.lora)
+    create = state_lib.creator(trained, tx, mesh)
+    states = [create(trained.init(key, mesh)) for _ in range(at_once)]
+    frozen = None if run.lora is None else adapted.frozen_for(study.model, study.model.init(key, mesh))
+    batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in host.items()}
+
+    def update(number: int) -> None:
+        with jax.set_mesh(mesh):
+            states[number], _ = compiled(states[number], batch, key, frozen)
+            jax.block_until_ready(states[number])
+
+    for number in range(at_once):  # the first of a program allocates
+        update(number)
+    return several.seconds_each(at_once, updates, update)
 
 
 def _batch(study: Study, run: Run) -> dict[str, np.ndarray]:
@@ -90,9 +107,17 @@ def _batch(study: Study, run: Run) -> dict[str, np.ndarray]:
     return batch | {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in extra.items()}
 
 
-def _time_measure(study: Study) -> float:
+def _time_measure(study: Study, at_once: int) -> float:
+    """Seconds of the study's time for one measured point."""
     params = study.model.init(jax.random.key(0), study.mesh)
-    study.protocol.measure(params, params, 0)  # compiles
-    began = time.perf_counter()
-    study.protocol.measure(params, params, 0)
-    return time.perf_counter() - began
+    # Nearly all points are compared with a base, which has to be another model: nothing is computed for a comparison with itself.
+    compared = any(run.parent is not None for run in study.runs)
+    base = study.model.init(jax.random.key(1), study.mesh) if compared else params
+    study.protocol.make_ready()
+
+    def measure(_: int) -> None:
+        study.protocol.measure(params, base, 0)
+
+    measure(0)  # compiles
+    rounds = 3 if at_once > 1 else 1  # single ones of several threads would overlap in part only
+    return several.seconds_each(at_once, rounds, measure)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def text(found: "Plan") -> str:
     """The table of stages, bytes by category, time, notes and the tree of runs."""
-    return "\n".join([*_head(found), *_stages(found), *_memory(found), *_time(found), *_notes(found), "", *_runs(found)])
+    return "\n".join(
+        [*_head(found), *_stages(found), *_memory(found), *_time(found), *_notes(found), "", *_runs(found)]
+    )
 
 
 def _head(found: "Plan") -> list[str]:
@@ -70,13 +72,25 @@ def _time(found: "Plan") -> list[str]:
     if found.topology is not None:
         lines = [line for stage in found.stages for line in _work(stage)]
         settings = " ".join(f"--config.{name}={value}" for name, value in found.settings.items())
-        return [*lines, *_time_elsewhere(found), f"to run it so: {settings}"]
+        return [*lines, *_time_elsewhere(found), *_at_once(found), f"to run it so: {settings}"]
     if found.seconds is None:
-        return ["estimated time: not timed, since an update does not fit half of this host's memory"]
+        nothing = "estimated time: not timed, since an update does not fit half of this host's memory"
+        return [nothing, *_at_once(found)]
     return [
         f"estimated time: {format_duration(found.seconds)} for everything, without compilation "
-        f"(timed here; {found.measured_points} measured points at {found.seconds_per_point:.2f} s)"
+        f"(timed here; {found.measured_points} measured points at {found.seconds_per_point:.2f} s)",
+        *_at_once(found),
     ]
+
+
+def _at_once(found: "Plan") -> list[str]:
+    """Runs side by side, and whether the times know of them."""
+    if found.at_once in (None, 1):
+        return []
+    how = f"  {found.at_once} runs at a time, each in a thread (at_once)"
+    if found.seconds is None:
+        return [f"{how}; what that gains is not assumed"]
+    return [f"{how}, and timed so; where one has to wait for another it takes longer"]
 
 
 def _work(cost: "StageCost") -> list[str]:
