@@ -22,6 +22,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "scale_sft.py"
 ROWS = (
     "llama-2-7b@v5e:16x16",
     "llama-2-7b@v5p:4x4x4",
+    "llama-2-7b@v6e:16x16",
     "llama-2-13b@v5e:16x16",
     "llama-2-13b@v5p:4x4x4",
     "llama-3-8b@v5e:16x16",
@@ -67,7 +68,7 @@ def row_of(name: str) -> dict[str, Any]:
         remat=stage.layout.remat,
         parts=stage.layout.accumulate,
         room_gib=plan.topology.memory / GIB,
-        estimate_gib=stage.estimate.total / GIB,
+        estimate_gib=stage.estimate.of_update / GIB,
         compiler_gib=compiled.total / GIB if compiled else None,
         difference=f"{stage.difference:+.1%}" if stage.difference is not None else None,
         step_seconds=stage.seconds,
@@ -105,12 +106,13 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
             step_seconds="assumed s/update",
             mfu="assumed MFU",
             compile_seconds="compile (s)",
+            commit="commit",
         ),
         rows,
         notes=[
             "GiB per device. Compiler: arguments, temporaries and results that replace no argument, by memory_analysis() of the update "
             f"compiled with libtpu {ahead.version() or '-'}; no TPU was there. Float32 parameters and AdamW moments, bfloat16 compute.",
-            "Times and MFU (causal) follow from an assumed share of the peak and are no measurement.",
+            "Times and MFU (causal) follow from an assumed share of the peak and are no measurement. The commit below is that of the latest row.",
         ],
         out=out,
     )

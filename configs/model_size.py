@@ -17,11 +17,12 @@ and noise in none. Seeds scatter more than sizes differ, and a span of ten is sh
 Beside every perturbation stands noise, random changes of the weights of the same size (`noise.draws`): the report tests whether what grows
 with size is more than sensitivity to any change.
 
-Arguments after the colon: `rates=equal`, `task=refusal`, `tiny`. The report draws the paper's curves beside, and fits half-life and
-crossing against parameters.
+Arguments after the colon: `rates=equal`, `task=refusal`, `tiny`, `base=A+B+C` (ids or folders of checkpoints of others, a study each, on
+real text with the settings of configs/rebound_published.py, one rate for all; then `task=imdb` or `task=safety`, `world=8`). The report
+draws the paper's curves beside, and fits half-life and crossing against parameters.
 """
 
-from elastic_jax import config, recipes
+from elastic_jax import base, config, recipes
 from elastic_jax.errors import UserError
 
 WIDTHS = {"25k": 32, "50k": 48, "100k": 64, "300k": 96}
@@ -29,10 +30,12 @@ SMALLEST = dict(size="", layers=2, embed=32, heads=4, kv_heads=4, head_dim=8, ml
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", rates="width", task="sentiment")
+    chosen = recipes.parse(argument, rates="width")
     if chosen.rates not in ("width", "equal"):
         raise UserError(f"rates={chosen.rates}: expected width or equal.")
     name = "model_size" + ("_equal" if chosen.rates == "equal" else "")
+    if chosen.base:
+        return _published(chosen)
     c = recipes.universe(name, chosen.task, tiny=chosen.tiny)
     c.published = "figure 5"
     c.align.volumes = (512, 2048)
@@ -47,4 +50,16 @@ def get_config(argument: str = ""):
         scale = 1.0 if chosen.rates == "equal" else 48 / width
         rates = {stage: dict(optim=dict(lr=c[stage].optim.lr * scale)) for stage in ("pretrain", "align", "perturb")}
         c.variants[name] = dict(model=SMALLEST if name == "25k" else dict(size=name), **rates)
+    return c
+
+
+def _published(chosen: config.Config) -> config.Config:
+    if chosen.rates != "width":
+        raise UserError(f"rates={chosen.rates} has no effect with base: all checkpoints have the released rate.")
+    bases = base.named(dict(base.DEFAULTS, hf=tuple(chosen.base.split("+"))))
+    c = recipes.checkpoint("model_size", bases[0].where, chosen.task, world=chosen.world, tiny=chosen.tiny)
+    c.published = "figure 5"
+    c.noise.draws = 1
+    for one in bases:
+        c.variants[one.slug.replace(".", "_")] = dict(base=dict(hf=one.where))
     return c

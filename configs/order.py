@@ -28,23 +28,46 @@ task: praise keeps 0.80 [0.74, 0.85] of what it gained, refusal is back at the b
 been trained alone, within 0.007 [0.005, 0.010] bits. Three seeds, 95 % Student t intervals; no sign-flip test of three pairs can give less
 than p = 0.25.
 
-Arguments after the colon: `opposed` (praise, pan and refuse: two of the tasks contradict each other), `tiny`. On data of your own:
-`config.default(config.text_data())` with data.tasks.names and, one for each, data.tasks.files; such tasks have no score.
+Arguments after the colon: `opposed` (praise, pan and refuse: two of the tasks contradict each other), `tiny`, `base=ID_OR_FOLDER` (a
+checkpoint of others, with the settings of configs/rebound_published.py; then `task=imdb` or `task=safety`, which says what else is measured,
+and `world=8`). The tasks are then safe, truthful and empathic, of which no data come along: `files=A+B+C` names a file for each, with the
+columns of `data.train`, and `--config.data.tasks.names=` other names. Such tasks have no score.
 """
 
 from elastic_jax import config, recipes
+from elastic_jax.errors import UserError
 
 TASKS = dict(compatible=("refuse", "help", "praise"), opposed=("praise", "pan", "refuse"))
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", "opposed")
-    c = recipes.universe("order_opposed" if chosen.opposed else "order", tiny=chosen.tiny)
+    chosen = recipes.parse(argument, "opposed", files="")
+    c = recipes.begin("order_opposed" if chosen.opposed else "order", chosen)
     c.data.tasks.names = TASKS["opposed" if chosen.opposed else "compatible"]
-    c.data.align.rows = c.data.perturb.rows = 64  # not trained on
     c.align.volumes = c.perturb.volumes = ()
     c.order.volume = 2048
+    if chosen.base:
+        _on_files(c, chosen)
+        return c
+    if chosen.files:
+        raise UserError(f"files={chosen.files} has no effect without base=ID_OR_FOLDER: the universe draws its tasks.")
+    c.data.align.rows = c.data.perturb.rows = 64  # not trained on
     if chosen.tiny:
         c.data.tasks.rows = 64
         c.order.volume = 64
     return c
+
+
+def _on_files(c: config.Config, chosen: config.Config) -> None:
+    """Tasks whose texts somebody has to bring."""
+    files = tuple(filter(None, chosen.files.split("+")))
+    if len(files) != 3 or chosen.opposed:
+        raise UserError(
+            f"base={chosen.base} with {'opposed' if chosen.opposed else f'files={chosen.files!r}'}: refuse, help, praise and pan are tasks of "
+            "the embedded universe, which a published model does not speak, and no text data of three tasks come along. Give "
+            "files=safe.jsonl+truthful.jsonl+empathic.jsonl, a file for each task, without opposed."
+        )
+    c.data.tasks.names, c.data.tasks.files = ("safe", "truthful", "empathic"), files
+    c.data.rows.align = c.data.rows.perturb = 64  # not trained on
+    if chosen.tiny:
+        c.data.tasks.rows = c.order.volume = 32

@@ -18,9 +18,7 @@ An intermediate checkpoint is not what a shorter pre-training would have ended w
 cosine in both families. A trend along this axis is one of tokens and of that schedule together.
 """
 
-from pathlib import Path
-
-from elastic_jax import config
+from elastic_jax import config, recipes
 from elastic_jax.errors import UserError, closest
 
 TINYLLAMA = {
@@ -38,7 +36,7 @@ STEPS = "1000+8000+32000+64000+143000"
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", model="tinyllama", steps=STEPS, task="imdb", world=8)
+    chosen = config.parse_argument(argument, "tiny", model="tinyllama", steps=STEPS, task="imdb", world=recipes.WORLD)
     known = {"tinyllama", *(f"pythia-{size}" for size in PYTHIA)}
     if chosen.model not in known:
         raise UserError(f"model={chosen.model}: not among these. {closest(chosen.model, known)}")
@@ -47,9 +45,7 @@ def get_config(argument: str = ""):
         raise UserError(f"steps={chosen.steps}: expected thousands from 1000 to 143000, joined by plus signs.")
     if chosen.model == "tinyllama" and chosen.steps != STEPS:
         raise UserError("steps: those of Pythia; TinyLlama's checkpoints are hub ids of their own, in base.hf.")
-    recipe = Path(__file__).with_name("rebound_published.py")
-    c = config.load(f"{recipe}:task={chosen.task},world={chosen.world}" + (",tiny" if chosen.tiny else ""))
-    c.name = f"volume_{chosen.model}_{chosen.task}" + ("_tiny" if chosen.tiny else "")
+    c = recipes.checkpoint(f"volume_{chosen.model}", "", chosen.task, world=chosen.world, tiny=chosen.tiny)
     if chosen.model == "tinyllama":
         bases = dict(hf=tuple(TINYLLAMA), tokens=tuple(TINYLLAMA.values()))
     else:

@@ -21,18 +21,34 @@ The score passes the base's level in every cell, and goes down to where the cont
 describes the way as well as two. The half-life grows with alignment (88.5 [80.2, 96.7] to 165 [141, 189]), against "more alignment, faster
 return"; the speeds of the first interval are undecided. KL to base below 0.01 is reached by none.
 
+`reversed` (three seeds, commit b13e9e8) mirrors it: scores of 0.782 to 0.897 fall to 0.098 to 0.103, where the control goes (0.096), by way of half-lives
+of 116 [86.8, 146], 165, 183 and 187 [177, 198] examples, which grow with alignment here as well; the base's level (0.477) is crossed after 249
+to 466 examples, and KL to base below 0.01 is reached by none.
+
 Arguments after the colon: `reversed` (the paper's appendix: aligned on negative, perturbed with positive reviews; the score is then of
-negative texts), `task=refusal` (dialogues), `tiny`. The report draws the paper's curves beside. configs/rebound_published.py does the same on
-published models.
+negative texts), `task=refusal` (dialogues), `tiny`, `base=ID_OR_FOLDER` (a checkpoint of others and real text, with the settings of
+configs/rebound_published.py; then `task=imdb` or `task=safety`, `world=8`). The report draws the paper's curves beside.
 """
 
-from elastic_jax import config, recipes
+from elastic_jax import recipes
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", "reversed", task="sentiment")
-    c = recipes.universe("rebound", chosen.task + ("_reversed" if chosen.reversed else ""), tiny=chosen.tiny)
+    chosen = recipes.parse(argument, "reversed")
+    if chosen.reversed and not chosen.base:
+        chosen.task += "_reversed"
+    c = recipes.begin("rebound", chosen)
     c.published = "figure 4"
+    if chosen.base:
+        if chosen.reversed:  # judges of `measures.scorers` keep their direction
+            c.name += "_reversed"
+            swapped, one, other = (
+                (c.data.labels, "aligned", "opposite")
+                if chosen.task == "imdb"
+                else (c.data.columns, "chosen", "rejected")
+            )
+            swapped.update({one: swapped[other], other: swapped[one]})
+        return c
     c.align.volumes = (512, 1024, 2048, 8192)
     c.perturb.volumes = (16, 64, 256, 512, 1024, 4096)
     if chosen.tiny:

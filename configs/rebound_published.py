@@ -25,7 +25,7 @@ Judges: the paper's sentiment model, or its cost model and a list of refusals, b
 PKU-SafeRLHF has them once its two responses are put in that order.
 """
 
-from elastic_jax import config
+from elastic_jax import config, recipes
 from elastic_jax.errors import UserError, closest
 
 MODELS = {
@@ -37,46 +37,11 @@ MODELS = {
     "qwen1.5-4b": "Qwen/Qwen1.5-4B",
     "qwen1.5-7b": "Qwen/Qwen1.5-7B",
 }
-# The paper's own, beside the classifier that is fitted to the labels of the data.
-JUDGES = {
-    "imdb": ("roberta:siebert/sentiment-roberta-large-english",),
-    "safety": ("cost:PKU-Alignment/beaver-7b-v1.0-cost,dtype=bfloat16", "refusal"),
-}
-ALIGN = (1000, 2000, 5000, 10_000)
-PERTURB = (100, 200, 500, 1000, 2000)
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", model="llama-2-7b", task="imdb", world=8)
+    chosen = config.parse_argument(argument, "tiny", model="llama-2-7b", task="imdb", world=recipes.WORLD)
     if chosen.model not in MODELS:
         raise UserError(f"model={chosen.model}: not among these. {closest(chosen.model, MODELS)}")
-    if chosen.task not in ("imdb", "safety"):
-        raise UserError(f"task={chosen.task}: expected imdb or safety.")
-    imdb = chosen.task == "imdb"
-    batch = 8 if chosen.tiny else (8 if imdb else 32) * chosen.world
-    c = config.default(config.text_data())
-    c.name = f"rebound_{chosen.model}_{chosen.task}" + ("_tiny" if chosen.tiny else "")
-    c.seeds = (0, 1, 2)
-    c.base.hf = MODELS[chosen.model]
-    c.model.update(dtype="bfloat16", layout="scan", remat="full")
-    c.data.seq_len = 512 if imdb else 2048
-    c.data.rows.update(align=10_000, perturb=2000, scorer=4000, heldout=256, prompts=256)
-    if imdb:
-        c.data.prompt_tokens = 8
-    else:
-        c.data.train, c.data.test = "pku_safe_rlhf_train.jsonl", "pku_safe_rlhf_test.jsonl"
-        c.data.columns.update(prompt="prompt", chosen="chosen", rejected="rejected")
-        c.data.template = "paper"
-    for stage, volumes in ((c.align, ALIGN), (c.perturb, PERTURB)):
-        stage.batch_size = batch
-        stage.volumes = tuple(volume // batch * batch for volume in volumes if volume >= batch)
-        stage.optim.update(lr=1e-5, b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0, schedule="constant", warmup=0)
-    c.measures.update(samples=256, sample_tokens=64 if imdb else 256, batch_size=16, scorers=JUDGES[chosen.task])
-    if chosen.tiny:
-        c.seeds = (0,)
-        c.model.update(dtype="float32", remat="none")
-        c.data.seq_len = 32 if imdb else 128
-        c.data.rows.update(align=32, perturb=32, scorer=64, heldout=16, prompts=8)
-        c.align.volumes, c.perturb.volumes = (16, 32), (8, 32)
-        c.measures.update(samples=8, sample_tokens=6, scorers=())
-    return c
+    name = f"rebound_{chosen.model}"
+    return recipes.checkpoint(name, MODELS[chosen.model], chosen.task, world=chosen.world, tiny=chosen.tiny)

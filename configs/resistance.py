@@ -27,27 +27,38 @@ entropy is subtracted (0.009 [-0.035, 0.053]); only 1 to 3 % of the 512 answers 
 than the paper's median gap. The published models are 100,000 times as large and their data are others: this is no replication of Table 1,
 but a case in which its metric answers a question that was not asked.
 
-Arguments after the colon: `tiny` (seconds), `task=sentiment` (openings of reviews, of which there are 64 different ones). On a published model:
-`config.default(config.text_data())` with `base.hf` and text data; the queries are then prompts of `data.test`, `data.rows.prompts` of them.
+Arguments after the colon: `tiny` (seconds), `task=sentiment` (openings of reviews, of which there are 64 different ones), `base=ID_OR_FOLDER` (a
+checkpoint of others and real text, with the settings of configs/rebound_published.py; then `task=safety`, its default here, or `task=imdb`,
+and `world=8`; the queries are prompts of `data.test`, and alignment is cut so that its quarters are whole batches).
 """
 
 from elastic_jax import config, recipes
 
 
 def get_config(argument: str = ""):
-    chosen = config.parse_argument(argument, "tiny", task="refusal")
-    c = recipes.universe("resistance", chosen.task, tiny=chosen.tiny, usual="refusal")
+    chosen = recipes.parse(argument, usual="refusal")
+    c = recipes.begin("resistance", chosen, usual="refusal")
     c.published = "table 1"
-    c.data.align.rows = 4096
-    c.data.perturb.rows = 3072  # as many as the last slice ends at, for the pair of two tasks
-    c.data.prompts.rows = 768
-    c.align.volumes = (4096,)
     c.perturb.volumes = ()
     c.resistance.slices = (0.25, 0.5, 0.75)
     c.resistance.queries = 512
     c.resistance.heldout = 128
     c.resistance.orders = ("321",)
     c.resistance.other_task = True
+    c.variants = dict(
+        paper=dict(resistance=dict(temperature=0.05, top_p=0.95)),
+        exact=dict(resistance=dict(temperature=1.0, top_p=1.0)),
+        equal=dict(resistance=dict(temperature=1.0, top_p=1.0, equal_tokens=True)),
+    )
+    if chosen.tiny:
+        del c.variants["exact"]
+    if chosen.base:
+        _on_checkpoint(c, chosen.tiny)
+        return c
+    c.data.align.rows = 4096
+    c.data.perturb.rows = 3072  # as many as the last slice ends at, for the pair of two tasks
+    c.data.prompts.rows = 768
+    c.align.volumes = (4096,)
     if chosen.tiny:
         c.data.align.rows = c.data.perturb.rows = 64
         c.data.prompts.rows = 64
@@ -57,11 +68,19 @@ def get_config(argument: str = ""):
         c.resistance.queries = 32
         c.resistance.heldout = 16
         c.resistance.length = c.measures.sample_tokens = 8
-    c.variants = dict(
-        paper=dict(resistance=dict(temperature=0.05, top_p=0.95)),
-        exact=dict(resistance=dict(temperature=1.0, top_p=1.0)),
-        equal=dict(resistance=dict(temperature=1.0, top_p=1.0, equal_tokens=True)),
-    )
-    if chosen.tiny:
-        del c.variants["exact"]
     return c
+
+
+def _on_checkpoint(c: config.Config, tiny: bool) -> None:
+    """The largest of the paper's alignments whose quarters are whole batches, and answers as long as its samples."""
+    batch = c.align.batch_size
+    most = c.data.rows.align // (4 * batch) * 4 * batch
+    c.align.volumes = (most,)
+    c.data.rows.perturb = 3 * most // 4  # as many as the last slice ends at, for the pair of two tasks
+    c.resistance.length = c.measures.sample_tokens
+    c.resistance.queries = 2 * batch if tiny else max(512 // batch, 1) * batch
+    if tiny:
+        c.resistance.slices = (0.25, 0.75)
+        c.resistance.orders = ()
+        c.resistance.heldout = 8
+    c.data.rows.prompts = c.resistance.queries + c.resistance.heldout

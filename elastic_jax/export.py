@@ -3,8 +3,6 @@
 The run and its updates are those that `python -m elastic_jax.status` prints. Adapters are merged; the workdir is only read.
 """
 
-import os
-
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
 
@@ -21,7 +19,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: cli.Arguments) -> None:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed but sums of weights
+    from elastic_jax.parallel import platforms
+
+    platforms.cpu_alone()  # nothing is computed but sums of weights
     from elastic_jax.hf.export import export
 
     print(

@@ -28,11 +28,17 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(args: cli.Arguments) -> None:
     config = cli.load_config(args)
     if args.topology:
+        for flag in ("platform", "distributed"):
+            if value := getattr(args, flag):
+                raise UserError(
+                    f"--{flag}={value} has no effect with --topology={args.topology}, which names the devices. Leave one of them out."
+                )
         # An unknown name should not wait for jax.
-        from elastic_jax.parallel import topology
+        from elastic_jax.parallel import platforms, topology
 
         topology.parse(args.topology)
-    else:  # a topology needs none of the devices here
+        platforms.cpu_alone()  # a topology needs none of the devices here
+    else:
         cli.start_jax(args, config)
     from elastic_jax import config as config_lib
     from elastic_jax.study import Study, planning, say

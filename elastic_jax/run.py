@@ -1,8 +1,13 @@
 """Train, measure and report a study; the same command continues it."""
 
+from typing import TYPE_CHECKING
+
 from elastic_jax import cli
 from elastic_jax.callable_modules import calls
 from elastic_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from elastic_jax.study.suite import Suite
 
 STAGES = (
     "pretrain",
@@ -29,8 +34,9 @@ def _run(args: cli.Arguments) -> None:
     config = cli.load_config(args)
     if args.stage not in (None, *STAGES):
         raise UserError(f"--stage={args.stage}: expected one of {', '.join(STAGES)}.")
+    if args.stage is not None and args.only is not None:
+        raise UserError("--only and --stage: give one of them.")
     programs = cli.start_jax(args, config)
-    from elastic_jax import config as config_lib
     from elastic_jax import study as study_lib
     from elastic_jax.report import summary
     from elastic_jax.study import planning
@@ -53,29 +59,41 @@ def _run(args: cli.Arguments) -> None:
         )
     for note in dict.fromkeys(note for study in suite.studies.values() for note in study.notes):
         study_lib.say(f"  {note}")
-    if args.only is not None:
-        keys = args.only.split(",")
-        suite.run(only=keys)
-        cli.note(programs)
+    keys = None if args.only is None else args.only.split(",")
+    try:
+        path = suite.run(args.stage) if keys is None else suite.run(only=keys)
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needs = "\n".join(_needs(suite, keys))
+        raise UserError(f"out of device memory. {first_line(error)}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
+    cli.note(programs)
+    if keys is not None:
         study_lib.say(
             f"Done: {', '.join(keys)}. python -m elastic_jax.report --workdir={args.workdir} collects all runs."
         )
         return
-    try:
-        path = suite.run(args.stage)
-    except RuntimeError as error:  # jax.errors.JaxRuntimeError
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        largest = max(suite.studies.values(), key=lambda study: study.model.size)
-        needs = "\n".join(planning.out_of_memory(largest, stage) for stage in config_lib.stages(largest.config))
-        raise UserError(f"out of device memory. {first_line(error)}\n{needs}\n{cli.OUT_OF_MEMORY}") from error
-    cli.note(programs)
     study_lib.say(f"seconds: {suite.session.account}")
     if not open_runs:
         study_lib.say("All runs were done already; nothing was computed.")
     if path is not None:
         study_lib.say(summary(suite.workdir.table, config.name, eps=config.measures.kl_eps))
         study_lib.say(f"report: {path}")
+
+
+def _needs(suite: "Suite", keys: list[str] | None) -> list[str]:
+    """What each stage of the largest model needs most memory for; of `keys`, those that they belong to."""
+    from elastic_jax import config as config_lib
+    from elastic_jax.study import planning
+
+    asked = {
+        name: [run.stage for run in study.runs if keys is None or run.key in keys]
+        for name, study in suite.studies.items()
+    }
+    name = max((name for name, stages in asked.items() if stages), key=lambda name: suite.studies[name].model.size)
+    largest = suite.studies[name]
+    stages = config_lib.stages(largest.config) if keys is None else dict.fromkeys(asked[name])
+    return [planning.out_of_memory(largest, stage) for stage in stages]
 
 
 if __name__ != "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from elastic_jax.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = str(Path(__file__).parent / "study" / "small.py")
 
@@ -99,6 +101,7 @@ FIELDS = {
     "--config.pretrain.objective.name=dpo": ["pretrain.objective=dpo: pre-training reads plain texts"],
     # what does not fit what
     "--config.align.volumes=16,96": ["align.volumes asks for 96 examples, but data has 64", "data.align.rows"],
+    "--config.perturb.volumes=8,96": ["perturb.volumes asks for 96 examples, but data has 64", "data.perturb.rows"],
     "--config.measures.sample_tokens=60": ["measures.sample_tokens=60", "has room for", "or 0 to fill the row"],
     "--config.mesh.data=3": ["mesh.data=3", "there are 8 devices", "--config.mesh.data=8"],
     "--config.mesh.data=0": ["mesh.data=0"],
@@ -217,6 +220,33 @@ def test_a_workdir_in_use_is_not_touched(refused: Run, tmp_path: Path) -> None:
     with open(tmp_path / "w" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another process is running a study here" in refused()
+    assert not list((tmp_path / "w" / "runs").iterdir())
+
+
+@pytest.mark.parametrize("stage", ["align", "perturb"])
+def test_a_volume_larger_than_the_data_is_no_run(refused: Run, tmp_path: Path, stage: str) -> None:
+    assert f"{stage}.volumes asks for 96" in refused(f"--config.{stage}.volumes=16,96")
+    assert not list((tmp_path / "w" / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("0", True), ("0,1", False)])
+def test_one_seed_is_said_before_training(
+    refused: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: str,
+    said: bool,
+) -> None:
+    printed = []
+
+    def train(*args: object) -> None:
+        printed.append(capsys.readouterr().out)
+        raise UserError("no further")
+
+    monkeypatch.setattr("elastic_jax.study.suite.Suite.run", train)
+    refused(f"--config.seeds={seeds}")
+    assert ("one seed: no intervals over seeds" in printed[0]) is said
     assert not list((tmp_path / "w" / "runs").iterdir())
 
 

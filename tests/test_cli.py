@@ -86,6 +86,68 @@ def test_the_plan_shows_runs_cost_and_memory_and_trains_nothing(
     ]
 
 
+@pytest.mark.parametrize("flag", ["--platform=gpu", "--distributed=auto"])
+def test_a_plan_for_a_topology_takes_no_devices_of_here(flag: str, capsys: pytest.CaptureFixture) -> None:
+    from elastic_jax.plan import main as plan
+
+    assert plan([*FLAGS, "--topology=v5e:2x2", flag]) == 2
+    assert f"{flag} has no effect with --topology=v5e:2x2" in capsys.readouterr().err
+
+
+def test_the_jobs_of_a_launch_do_not_inherit_its_platform(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    from elastic_jax.launch.__main__ import main as launch
+
+    # sbatch hands over the environment: JAX_PLATFORMS=cpu in it would send every job to the CPU of its machine.
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    flags = [*FLAGS, f"--workdir={tmp_path / 'w'}", "--backend=slurm", "--topology=h100:8", "--dry_run"]
+    assert launch(flags) == 0, capsys.readouterr().err
+    assert "JAX_PLATFORMS" not in os.environ
+
+
+def test_only_and_stage_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from elastic_jax.run import main as run
+
+    assert run([*FLAGS, f"--workdir={tmp_path / 'w'}", "--only=x", "--stage=align"]) == 2
+    assert capsys.readouterr().err == "error: --only and --stage: give one of them.\n"
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_out_of_memory_names_the_largest_rows_and_the_cure(
+    only: bool, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jax
+
+    from elastic_jax import config
+    from elastic_jax.run import main as run
+    from elastic_jax.study import Study
+
+    flags = [*FLAGS, f"--workdir={tmp_path / 'w'}"]
+    study = Study(config.load(SMALL, {"pretrain.tokens": "1024"}), tmp_path / "w")
+    key = next(one.key for one in study.runs if one.stage == "pretrain")
+    asked = []
+
+    def full(self: Study, runs: list, *args: object, **kwargs: object) -> None:
+        asked.extend(one.key for one in runs)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.\nmore")
+
+    monkeypatch.setattr(Study, "_train", full)
+    assert run([*flags, f"--only={key}"] if only else flags) == 2
+    assert asked == ([key] if only else [one.key for one in study.runs])
+    message = capsys.readouterr().err
+    stages = ["pretrain"] if only else ["pretrain", "align", "perturb"]
+    needs = r"{} needs about [\d.]+ [KM]iB of a device \(.+\); largest: (\w[\w ]+ [\d.]+ [KM]iB(, )?)+\."
+    lines = [
+        r"error: out of device memory\. RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes\.",
+        *(needs.format(stage) for stage in stages),
+        re.escape(cli.OUT_OF_MEMORY),
+    ]
+    assert re.fullmatch("\n".join(lines) + "\n", message), message
+
+
 def test_status_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from elastic_jax.run import main as run
     from elastic_jax.status import main as status

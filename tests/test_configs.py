@@ -19,6 +19,12 @@ ARGUMENTS = [
     *(("model_size.py", a) for a in ("tiny", "rates=equal", "tiny,task=refusal")),
     *(("pretrain_tokens.py", a) for a in ("tiny", "intermediate", "tiny,intermediate")),
     *((name, a) for name in ("kl_rebound.py", "batch_semantics.py") for a in ("tiny", "task=refusal")),
+    *((name, "base=a/b") for name in ("rebound.py", "kl_rebound.py", "resistance.py", "batch_semantics.py")),
+    *((name, "base=a/b,task=safety,world=1") for name in ("kl_rebound.py", "batch_semantics.py")),
+    *(("resistance.py", a) for a in ("base=a/b,task=imdb", "base=a/b,tiny")),
+    *(("rebound.py", a) for a in ("base=a/b,reversed", "base=a/b,task=safety,reversed,tiny")),
+    *(("order.py", a) for a in ("base=a/b,files=x+y+z", "base=a/b,task=safety,files=x+y+z,tiny")),
+    *(("model_size.py", a) for a in ("base=a/b-0.5b+a/b-4b", "base=a/b,task=safety,tiny")),
     *(("pretrain_volume.py", a) for a in ("model=pythia-1b", "model=pythia-70m,steps=1000+2000,task=safety", "tiny")),
 ]
 
@@ -63,6 +69,16 @@ WRONG = {
     "model_size.py:rates=sizes": "rates=sizes: expected width or equal",
     "pretrain_volume.py:model=pythia-2b": "model=pythia-2b: not among these",
     "pretrain_volume.py:model=pythia-1b,steps=1500": "steps=1500: expected thousands from 1000 to 143000",
+    "rebound.py:base=a/b,task=refusal": "task=refusal: expected imdb or safety",
+    "rebound.py:task=imdb": "task=imdb is real text, for a checkpoint: give base=",
+    "rebound.py:world=4": "world=4 has no effect without base=",
+    "rebound.py:base=a/b,world=0": "world=0: expected the number of GPUs",
+    "model_size.py:base=a/b,rates=equal": "rates=equal has no effect with base",
+    "order.py:base=a/b": "no text data of three tasks come along. Give files=",
+    "order.py:base=a/b,opposed,files=x+y+z": "with opposed: refuse, help, praise and pan are tasks of the embedded universe",
+    "order.py:files=x+y+z": "files=x+y+z has no effect without base=",
+    "dials.py:base=a/b": "base=a/b: the theorem is about models that are trained on the union",
+    "pretrain_tokens.py:base=a/b": "a pre-training of its own. configs/pretrain_volume.py takes published checkpoints",
     "pretrain_volume.py:steps=1000": "steps: those of Pythia",
 }
 
@@ -72,6 +88,29 @@ def test_a_wrong_argument_is_named(spec: str) -> None:
     with pytest.raises(UserError) as caught:
         config_lib.load(f"{CONFIGS}/{spec}")
     assert WRONG[spec] in str(caught.value)
+
+
+def test_with_a_base_a_recipe_has_the_released_settings_and_its_own_experiment() -> None:
+    released = config_lib.load(f"{CONFIGS}/rebound_published.py")
+    kl, rebound = (
+        config_lib.load(f"{CONFIGS}/{name}.py:base={released.base.hf}") for name in ("kl_rebound", "rebound")
+    )
+    for c in (kl, rebound):
+        for section in ("base", "data", "model", "align", "perturb"):
+            assert c[section] == released[section]
+    assert (kl.measures.per_octave, kl.measures.kl_eps, kl.published) == (2, 0.01, "table 3")
+    crossed = config_lib.load(f"{CONFIGS}/resistance.py:base=a/b,task=imdb").resistance
+    assert crossed.optim == released.align.optim and crossed.batch_size == released.align.batch_size
+    released_safety = config_lib.load(f"{CONFIGS}/batch_semantics.py:base=a/b,task=safety")
+    assert released_safety.perturb.volumes[:2] == (100, 200) and released_safety.perturb.batch_size == 256
+
+
+def test_reversed_on_real_text_swaps_what_is_aligned_to() -> None:
+    imdb, safety = (
+        config_lib.load(f"{CONFIGS}/rebound.py:base=a/b,task={task},reversed") for task in ("imdb", "safety")
+    )
+    assert (imdb.data.labels.aligned, imdb.data.labels.opposite) == ("0", "1")
+    assert (safety.data.columns.chosen, safety.data.columns.rejected) == ("rejected", "chosen")
 
 
 def test_only_size_and_rates_change_with_model_size() -> None:

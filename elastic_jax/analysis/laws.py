@@ -5,7 +5,8 @@ of the model and its pre-training (`scaling`); is the volume that undoes an alig
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from elastic_jax.analysis import decay, rebound, scaling, statistics, table
 from elastic_jax.analysis.decay import Curve
@@ -101,8 +102,15 @@ def _series(values: Frame, sizes: Frame) -> Iterable[tuple[str, str, str, Sequen
     for along in ALONG:
         keys = panel if along == "align_volume" else ["align_method", "perturb_method", "align_volume"]
         for key, part in values.groupby(keys, sort=True):
-            where = ", ".join(str(name) for name in key if name)
+            where = _in_words(dict(zip(keys, key, strict=True)))
             for quantity in QUANTITIES:
                 cells = scaling.cells_of(part[part[along] > 0], quantity, along)
                 if len({cell.x for cell in cells}) >= 3:
                     yield quantity, along, where, cells
+
+
+def _in_words(condition: Mapping[str, Any]) -> str:
+    """What a series has in common, such as "aligned by sft, perturbed by sft, 2,048 alignment examples"."""
+    words = dict(model="{}", align_method="aligned by {}", perturb_method="perturbed by {}")
+    words["align_volume"] = "{:,} alignment examples"
+    return ", ".join(words[name].format(value) for name, value in condition.items() if value)

@@ -228,6 +228,22 @@ def first_reach(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], level: f
     return Reached(float(x0 * (x1 / x0) ** f if x0 > 0 else x0 + f * (x1 - x0)))
 
 
+def first_reach_of(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, "d n"], level: float, sign: float = 1.0
+) -> Float[np.ndarray, " d"]:
+    """`first_reach(...).at` of many curves over the same positions at once; NaN in a curve makes its position NaN."""
+    x = np.asarray(x, np.float64)
+    there = sign * (y - level) >= 0
+    i = np.argmax(there, axis=1)
+    before, row = np.maximum(i - 1, 0), np.arange(len(y))
+    y0, y1, x0, x1 = y[row, before], y[row, i], x[before], x[i]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f = (level - y0) / (y1 - y0)
+        at = np.where(x0 > 0, x0 * (x1 / x0) ** f, x0 + f * (x1 - x0))
+    at = np.where(i == 0, x[0], at)
+    return np.where(there.any(axis=1) & np.isfinite(y).all(axis=1), at, np.nan)
+
+
 def moved(path: Trajectory) -> str:
     """Why the rebound of this trajectory has no meaning; "" when it has.
 

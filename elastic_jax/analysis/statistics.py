@@ -181,6 +181,38 @@ def bootstrap_seeds_and_texts(
     return Estimate(centre, float(low), float(high), n, median, bound=centre, reason=reason)
 
 
+def bootstrap_seeds_and_draws(
+    values: Float[np.ndarray, " n"],
+    draws: Float[np.ndarray, "n d"],
+    *,
+    level: float = LEVEL,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """As `bootstrap_seeds_and_texts`, for numbers that are no means over texts, such as interpolated positions.
+
+    Args:
+      values: of each seed.
+      draws: the same number computed again from redrawn texts, d times for each seed. NaN where a redrawn record does not give it:
+        such a number may be anything, so it counts as minus infinity at the lower end and as infinity at the upper one. Where too
+        many are NaN the interval is infinite, and nothing is called sure of a position that the texts alone could have moved
+        out of the record.
+    """
+    values, draws = np.asarray(values, np.float64), np.asarray(draws, np.float64)
+    n = len(values)
+    if n == 0:
+        return Estimate(math.nan, reason="no seed has a value")
+    rng = np.random.default_rng(seed)
+    drawn, inner = rng.integers(n, size=(resamples, n)), rng.integers(draws.shape[1], size=(resamples, n))
+    means = np.mean(draws[drawn, inner], axis=1)
+    # Not interpolated: between a number and infinity there is none.
+    low = np.quantile(np.where(np.isnan(means), -np.inf, means), (1 - level) / 2, method="lower")
+    high = np.quantile(np.where(np.isnan(means), np.inf, means), (1 + level) / 2, method="higher")
+    centre = float(np.mean(values))
+    reason = "" if n >= 10 else f"percentile interval of {n} seed{'s' * (n > 1)}: too narrow"
+    return Estimate(centre, float(low), float(high), n, float(np.median(values)), bound=centre, reason=reason)
+
+
 def sign_flip(differences: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """Exact two-sided p-value of "the sign of each paired difference is arbitrary", and the smallest that n pairs can give.
 

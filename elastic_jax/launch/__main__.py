@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +79,11 @@ def _launch(args: cli.Arguments) -> None:
     waves.cut((), study="", workdir="", prefix=args.prefix, limit=backend.limit, runs_per_job=args.runs_per_job)
     if args.submit:
         submit.check_tools(args.backend)
-    # Preparing data and reading a folder need no accelerator, and a login node may have none to give. jax asks on import.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     config = cli.load_config(args)
     from elastic_jax.launch import runs
+    from elastic_jax.parallel import platforms
+
+    platforms.cpu_alone()  # preparing data and reading a folder need no accelerator, and a login node may have none to give
 
     found = runs.find(config, workdir)
     cut = dict(study=config.name, workdir=workdir, prefix=args.prefix, limit=backend.limit)

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from elastic_jax.errors import UserError
+from elastic_jax.errors import UserError, first_line
 from elastic_jax.parallel import rendezvous
 from elastic_jax.parallel.rendezvous import Launch
 
 # The 300 s of jax are too short for a pod whose machines pull images one after the other.
 TIMEOUT = 1800.0
+_LONGEST_JOIN = 86_400.0
 # jax ends the process with a stack trace when its own time is up; ours comes first, with words.
 _GRACE = 60.0
 # Where a process is lost jax aborts the others (SIGABRT), which no scheduler reads as "queue it again". `train.watchdog` comes
@@ -128,7 +129,7 @@ def initialize(
     coordinator: str = "",
     process_id: int | None = None,
     process_count: int | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> bool:
     """Joins the other processes, if a launcher asked for that; to be called before jax sees its devices.
@@ -137,7 +138,7 @@ def initialize(
       mode: "" follows the arguments and `ELASTIC_*`; "auto" lets jax ask Slurm, Open MPI, the TPU metadata
         or Kubernetes.
       coordinator, process_id, process_count: see `Launch`; each falls back to its environment variable.
-      timeout: seconds to wait for the other processes.
+      timeout: seconds to wait for the other processes; by default `ELASTIC_JOIN_SECONDS`, or else `TIMEOUT`.
 
     Returns:
       Whether this process is now one of several launched together.
@@ -154,6 +155,7 @@ def initialize(
         return False
     if jax.distributed.is_initialized():
         raise UserError("This process has joined a distributed run already: call initialize() once.")
+    timeout = join_seconds(environ) if timeout is None else timeout
     # The default of jax today, but it has been another: without it, CPU processes cannot reduce over each
     # other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -181,6 +183,24 @@ def initialize(
         return False
     publish(f"{_JOINED}/{rank}", socket.gethostname())
     return True
+
+
+def join_seconds(environ: Mapping[str, str] = os.environ) -> float:
+    """How long to wait for the other processes: `ELASTIC_JOIN_SECONDS`, or `TIMEOUT`.
+
+    Raises:
+      UserError: it is no such number.
+    """
+    text = environ.get("ELASTIC_JOIN_SECONDS", "")
+    if not text:
+        return TIMEOUT
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) <= _LONGEST_JOIN:
+            return seconds
+    raise UserError(
+        f"ELASTIC_JOIN_SECONDS={text!r}: expected seconds to wait for the other processes, above 0 and at most "
+        f"{_LONGEST_JOIN:.0f} (a day); unset, it is {TIMEOUT:.0f}."
+    )
 
 
 def watch(lost: Callable[[str], None]) -> None:
@@ -344,7 +364,7 @@ def preflight(fingerprint: str = "", timeout: float = TIMEOUT, clock: Callable[[
     ):
         if message := _difference(everyone, field, what):
             raise UserError(f"{message}\n{cure}")
-    found = _count_devices()
+    found = _count_together(hosts, timeout) if count > 1 else _counter()()
     if found != jax.device_count():
         raise UserError(
             f"A sum over all devices counted {found}, but there are {jax.device_count()} "
@@ -433,15 +453,63 @@ def _difference(everyone: list[dict[str, Any]], field: str, what: str) -> str:
     return "\n".join([head, *shown])
 
 
-def _count_devices() -> int:
-    """The number of devices that a sum over all of them sees."""
+def _count_together(hosts: Sequence[str], timeout: float) -> int:
+    """What `_counter` counts, within `timeout` seconds on every process.
+
+    A collective that misses a process ends after the time of its backend (gloo: 30 s), or never, and names nobody. So nobody begins
+    before all have the program, and it runs in a thread, which can be left where it hangs.
+
+    Raises:
+      PeerLost: naming the processes that did not get as far as the others.
+    """
+    key, rank, count = unique("count"), jax.process_index(), len(hosts)
+    deadline = time.monotonic() + timeout
+    found: list[int] = []
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            counter = _counter()
+            publish(f"{key}/ready/{rank}", "ready")
+            if all(wait_for(f"{key}/ready/{other}", max(0.0, deadline - time.monotonic())) for other in range(count)):
+                found.append(counter())
+                publish(f"{key}/counted/{rank}", "counted")
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="sum over all devices", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if found:
+        return found[0]
+    if failure and not lost_peer(failure[0]):
+        raise failure[0]
+
+    def missing(state: str) -> list[int]:
+        there = published(f"{key}/{state}")
+        return [other for other in range(count) if str(other) not in there]
+
+    said = f"\n{first_line(failure[0])}" if failure else ""
+    if absent := missing("ready"):
+        raise PeerLost(
+            f"No program over all devices within {timeout:.0f} s on {named(absent)}. See the log there.{said}"
+        )
+    within = "" if failure else f" within {timeout:.0f} s"
+    raise PeerLost(
+        f"The first sum over all devices did not come to its end{within} on {named(missing('counted'))}. "
+        f"Check the network between these machines and the log of each.{said}"
+    )
+
+
+def _counter() -> Callable[[], int]:
+    """What gives the number of devices that a sum over all of them sees: compiled, and not yet run."""
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, PartitionSpec("all"))
     ones = jax.make_array_from_callback(
         (jax.device_count(),), spread, lambda index: np.ones(jax.device_count(), np.int32)[index]
     )
-    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
-    return int(total.addressable_data(0))
+    program = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(ones).compile()
+    return lambda: int(program(ones).addressable_data(0))
 
 
 def _connect(arguments: dict[str, Any], timeout: float, launch: Launch | None) -> None:

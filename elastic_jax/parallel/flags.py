@@ -49,7 +49,7 @@ class Rule:
     several: bool = False
 
 
-# The CPU has none: none of a dozen helped (DESIGN, section 6).
+# The CPU has none: none of a dozen helped.
 TABLE = (
     Rule(
         "gpu",

@@ -5,8 +5,9 @@ tensor), any of them 1. Over `run` lie the lanes of a population, which exchange
 of it.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,12 +49,41 @@ def make_mesh(
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        one = " --config.mesh.run=1" if run != 1 else ""
+        asked = dict(data=data, fsdp=fsdp, tensor=tensor) | (dict(run=run) if run != 1 else {})
+        near = (
+            " ".join(f"--config.mesh.{axis}={size}" for axis, size in one.items())
+            for one in nearest(asked, len(devices))
+        )
         raise UserError(
             f"{given}: the sizes multiply to {known}{' x n' if -1 in sizes else ''}, but there are {len(devices)} devices. "
-            f"Use for example --config.mesh.data={len(devices)} --config.mesh.fsdp=1 --config.mesh.tensor=1{one}."
+            f"The nearest that do: {', or '.join(near)}."
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def nearest(sizes: Mapping[str, int], devices: int, most: int = 3) -> list[dict[str, int]]:
+    """The sizes that multiply to `devices` and differ least from those given: several where they differ by the same, `most` of them.
+
+    The axis at -1, or else `data`, takes the devices that remain, and axes of size 1 keep it.
+
+    >>> nearest(dict(data=-1, fsdp=3, tensor=1), 8)
+    [{'data': 4, 'fsdp': 2, 'tensor': 1}, {'data': 2, 'fsdp': 4, 'tensor': 1}]
+    """
+    rest = next((axis for axis, size in sizes.items() if size == -1), "data")
+    asked = {axis: size for axis, size in sizes.items() if axis != rest}
+    choices = [[1] if size == 1 else divisors(devices) for size in asked.values()]
+    fits = [taken for taken in itertools.product(*choices) if devices % math.prod(taken) == 0]
+    away = [sum(abs(size - wanted) for size, wanted in zip(taken, asked.values(), strict=True)) for taken in fits]
+    return [
+        {axis: dict(zip(asked, taken, strict=True)).get(axis, devices // math.prod(taken)) for axis in sizes}
+        for taken, distance in zip(fits, away, strict=True)
+        if distance == min(away)
+    ][:most]
+
+
+def divisors(n: int) -> list[int]:
+    """Smallest first."""
+    return [k for k in range(1, n + 1) if n % k == 0]
 
 
 def without_lanes(mesh: Mesh) -> Mesh:

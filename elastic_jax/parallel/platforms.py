@@ -107,6 +107,18 @@ def choose(flag: str = "", environ: Mapping[str, str] = os.environ) -> str:
     return wanted
 
 
+def cpu_alone() -> None:
+    """For commands that need no accelerator: whatever JAX_PLATFORMS says, jax takes the CPU. To be called before jax sees its
+    devices.
+
+    A login node may have no GPU and JAX_PLATFORMS=cuda all the same, for the jobs that are sent from it. The variable stays as
+    it is: those jobs inherit it (sbatch hands over the whole environment).
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def check(wanted: str, here: Machine | None = None) -> None:
     """Starts jax's devices, and compares them with what was asked for and with what the host has.
 
@@ -121,10 +133,11 @@ def check(wanted: str, here: Machine | None = None) -> None:
     here = here or machine()
     try:
         used = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter, without words, for cuda where jax sees no GPU
         if not wanted or wanted == "cpu":
             raise
-        raise UserError(_absent(wanted, here, first_line(error))) from error
+        said = first_line(error) if str(error) else "jax finds none"
+        raise UserError(_absent(wanted, here, said)) from error
     if wanted and used != wanted:
         raise UserError(_absent(wanted, here, f"jax uses {used}"))
     if not wanted and used == "cpu" and here.platform != "cpu":
@@ -142,7 +155,9 @@ def _absent(wanted: str, here: Machine, said: str) -> str:
         there = "no accelerator" if here.platform == "cpu" else here.found
         names = {"gpu": "NVIDIA driver's files (/dev/nvidia*)", "tpu": "TPU on the PCI bus"}
         seen = f"This machine has {there}; no {names[wanted]} can be seen." if wanted in names else f"It has {there}."
-        return f"{asked_for}\n{seen} Run where there is one, or ask for what there is with --platform={here.platform}."
+        # Next to another JAX_PLATFORMS the flag would be refused.
+        cure = f"JAX_PLATFORMS={here.platform}" if os.environ.get("JAX_PLATFORMS") else f"--platform={here.platform}"
+        return f"{asked_for}\n{seen} Run where there is one, or ask for what there is with {cure}."
     return f"{asked_for}\nThis machine has {here.found}: {_reason(wanted)}"
 
 

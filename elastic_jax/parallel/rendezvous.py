@@ -9,6 +9,8 @@ they wait for it in a collective that gives no error.
 
 import contextlib
 import json
+import logging
+import math
 import selectors
 import socket
 import threading
@@ -18,12 +20,17 @@ from dataclasses import dataclass
 
 from elastic_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 _HELLO = "elastic_jax"
 _LONGEST = 2**20  # bytes of one message; whoever sends more is not one of us
 _LATER = 30.0  # seconds for the answer of process 0 after its own time is up
 GRACE = (
     10.0  # seconds between the end of a process and that of the others: most notice it themselves, and say it better
 )
+# Seconds of waiting after which the log says so, and those between further lines: longer than processes that are started together
+# are apart.
+FIRST_WORD, NEXT_WORD = 10.0, 60.0
 _PATIENCE = 5.0  # seconds for one who has connected to say who it is
 # A machine without power says nothing: after a minute of silence the kernel asks, and gives up after another.
 _ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
@@ -95,6 +102,31 @@ class Meeting:
                     return
 
 
+class _Waiting:
+    """Says in the log, from time to time, what is waited for."""
+
+    def __init__(self, deadline: float):
+        self._began, self._deadline = time.monotonic(), deadline
+        self._next = self._began + FIRST_WORD
+
+    @property
+    def left(self) -> float:
+        """Seconds until there is something to do: the next line, or the end."""
+        return min(self._deadline, self._next) - time.monotonic()
+
+    def say(self, what: Callable[[], str]) -> None:
+        now = time.monotonic()
+        if now < self._next or now >= self._deadline:
+            return
+        self._next = now + NEXT_WORD
+        _log.warning(
+            "%s. Waiting for %.0f s, and for %.0f s more (ELASTIC_JOIN_SECONDS).",
+            what(),
+            now - self._began,
+            math.ceil(self._deadline - now),
+        )
+
+
 def meet(launch: Launch, deadline: float) -> Meeting:
     """Waits until all processes of `launch` are there.
 
@@ -136,14 +168,15 @@ def _host(launch: Launch, deadline: float) -> Meeting:
     guests: dict[int, tuple[socket.socket, Arrival]] = {}
     accepted: list[socket.socket] = []
     error = ""
+    waiting = _Waiting(deadline)
     with contextlib.ExitStack() as open_sockets:
         server = open_sockets.enter_context(_listen(launch))
         while not error and not _complete(guests, count):
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= deadline:
                 error = _missing(launch, guests, time.monotonic() - began)
                 break
-            server.settimeout(left)
+            waiting.say(lambda: f"process 0 at {launch.coordinator} has not heard from {_absent(launch, guests)}")
+            server.settimeout(max(0.01, waiting.left))
             try:
                 guest, _ = server.accept()
             except TimeoutError:
@@ -202,15 +235,18 @@ def _seat(
     return ""
 
 
+def _absent(launch: Launch, guests: dict[int, tuple[socket.socket, Arrival]]) -> str:
+    return shortened([f"process {process}" for process in range(1, launch.process_count) if process not in guests])
+
+
 def _missing(launch: Launch, guests: dict[int, tuple[socket.socket, Arrival]], waited: float) -> str:
-    missing = [process for process in range(1, launch.process_count) if process not in guests]
+    missing = launch.process_count - 1 - sum(process in guests for process in range(1, launch.process_count))
     there = [
         f"{a.process} on {a.host} after {a.seconds:.1f} s"
         for _, a in sorted(guests.values(), key=lambda g: g[1].process)
     ]
     return (
-        f"{len(missing)} of the {launch.process_count} processes did not come within {waited:.0f} s: "
-        f"{shortened([f'process {process}' for process in missing])}. "
+        f"{missing} of the {launch.process_count} processes did not come within {waited:.0f} s: {_absent(launch, guests)}. "
         f"There are: {shortened([f'0 on {socket.gethostname()}', *there])}.\n"
         "Look at the logs of the missing: one may not have started, not reach "
         f"{launch.coordinator} (a firewall, a name that only process 0 knows), or have the id of another."
@@ -250,7 +286,7 @@ def _visit(launch: Launch, deadline: float) -> Meeting:
 
 def _connected(launch: Launch, deadline: float) -> socket.socket:
     host, port = split(launch.coordinator)
-    pause = 0.1
+    pause, waiting = 0.1, _Waiting(deadline)
     while True:
         try:
             left = max(0.1, deadline - time.monotonic())
@@ -263,6 +299,13 @@ def _connected(launch: Launch, deadline: float) -> socket.socket:
                     "Process 0 has to run on that machine, and the port has to be open between the two "
                     "(a name that only the other knows, a firewall, an exited process 0)."
                 ) from error
+            reason = error.strerror or str(error)
+        waiting.say(
+            lambda reason=reason: (
+                f"process {launch.process_id} on {socket.gethostname()} cannot reach the coordinator {launch.coordinator} yet: "
+                f"{reason}"
+            )
+        )
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
 

@@ -131,6 +131,11 @@ def parse(name: str) -> Topology:
         count = _count(name, extent)
         return Topology(f"cpu:{count}", _host_cpu(count), count)
     chip = CHIPS.get(chip_name)
+    if of_platform := [kind for kind, one in CHIPS.items() if one.platform == chip_name]:
+        raise UserError(
+            f"--topology={name}: {chip_name} is a platform, not a device. Use one of {', '.join(of_platform)}.\n"
+            f"Known topologies: {known()}."
+        )
     if chip is None:
         raise UserError(
             f"--topology={name}: no such device. {closest(chip_name, [*CHIPS, 'cpu'])}\nKnown topologies: {known()}."

@@ -5,6 +5,8 @@ read off its pictures, in every version that differs (`elastic_jax.published`). 
 shapes can be compared and levels cannot.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ from elastic_jax.report.figures import Drawing
 from elastic_jax.report.findings import Findings
 from elastic_jax.report.resistance import arrows, line_name
 
+OURS, THEIRS = "this study", "paper"  # column `source` of the tables behind the figures
 FIGURES = ("figure 4", "figure 5", "figure 6")
 _UNITS = {"IMDb": "P(positive), IMDb", "BeaverTails": "average safe score"}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
@@ -42,7 +45,7 @@ def published_curves(found: Findings) -> Drawing | None:
 def _grid(found: Findings, ours: Frame) -> Drawing:
     """One line per alignment volume, as Figure 4."""
     theirs = _both_versions("figure 4")
-    panels = [(m, d) for d in _UNITS for m in sorted(set(theirs.model))]
+    panels = [(m, d) for d in _UNITS for m in _by_number(theirs.model)]
     figure, axes = style.grid(3, 2, height=2.6, right=0.75)
     left = ours[(ours.panel == found.panel_names(ours)[0])]
     labels = figures._lines(axes[0, 0], left, "examples", found)
@@ -51,34 +54,37 @@ def _grid(found: Findings, ours: Frame) -> Drawing:
     axes[0, 0].set_title("this study", loc="left", color=style.INK)
     style.end_labels(axes[0, 0], labels if len(labels) <= 6 else [])
     axes[0, 1].axis("off")
-    _legend(axes[0, 1], [_line("-", "ACL version"), _line(":", "May 2024, where it differs"), _base()])
+    may = Line2D([], [], color=style.MUTED, marker="o", **_MAY, label="May 2024, where it differs")
+    acl = Line2D([], [], color=style.MUTED, marker="o", label="ACL version")
+    _legend(axes[0, 1], [acl, may, _base()])
     for axis, (model, data) in zip(axes[1:].T.ravel(), panels, strict=True):
         own = theirs[(theirs.model == model) & (theirs.data == data)]
-        volumes = sorted((v for v in set(own.align_volume) if v != "0"), key=int)
-        for i, volume in enumerate(volumes):
-            for version, style_ in (("2024-05", ":"), ("ACL", "-")):
-                part = own[(own.align_volume == volume) & own.versions.str.contains(version)].sort_values(
-                    "perturb_volume"
-                )
-                differs = not part.versions.str.contains("and").all()
-                if version == "ACL" or differs:
-                    _marked(axis, part, _COLOURS[i], style_, volume if style_ == "-" else "")
+        volumes = sorted((v for v in set(own.align_volume) if v != _PRETRAINED), key=int)
+        for colour, volume in zip(_COLOURS, volumes, strict=False):
+            part = own[own.align_volume == volume]
+            acl = part[part.versions.str.contains("ACL")]
+            _marked(axis, acl, colour, "-", volume)
+            may = part[part.versions.str.contains("2024-05")].sort_values("examples")
+            if not may.versions.equals(acl.sort_values("examples").versions):
+                axis.plot(may.examples, may["mean"], color=colour, marker="o", zorder=3, **_MAY)
         _published_axis(axis, own, f"{model}, {data} (paper)", data)
     caption = (
         "Left above: mean over seeds with bands as before. Below: Ji et al., Figure 4, read off the pictures (error 0.02 on IMDb, 0.15 on "
-        "safety; hollow: covered by another marker), one line per alignment volume. The paper gives one seed and no intervals. Its values "
-        "at 100 and 200 examples are equal in every curve."
+        "safety; hollow: covered by another marker), one line per alignment volume. Rings: the version of May 2024 where it differs; on "
+        "Gemma-2B its curves of 2,000 and 10,000 safe examples lie where the ACL version has 10,000 and 2,000. The paper gives one seed "
+        "and no intervals. Its values at 100 and 200 examples are equal in every curve."
     )
-    return Drawing("published_curves", "Beside Figure 4 of the paper", caption, figure, theirs)
+    data = _stacked(left.assign(align_volume=left.align_volume.astype(int).astype(str)), theirs)
+    return Drawing("published_curves", "Beside Figure 4 of the paper", caption, figure, data)
 
 
 def _means(found: Findings, ours: Frame, item: str) -> Drawing:
     """Mean over the alignment volumes with its standard deviation over them, one line per model, as Figures 5 and 6."""
     theirs = _both_versions(item)
-    theirs = theirs[theirs.align_volume.isin(["mean", "0"])]
     aligned = ours[ours.arm != "control"]
     volumes = aligned.groupby(["model", "examples"])["mean"]
     mean = volumes.agg(["mean", "std", "count"]).reset_index()
+    mean = mean.assign(base=mean.model.map(ours.groupby("model").base.mean()), align_volume="mean")
     figure, axes = style.grid(1, 3, height=3.0, right=0.3, gap=0.75)
     names = [m.name for m in found.study.models if (mean.model == m.name).any()]
     handles = []
@@ -89,52 +95,79 @@ def _means(found: Findings, ours: Frame, item: str) -> Drawing:
         axes[0, 0].fill_between(
             part.examples, part["mean"] - spread, part["mean"] + spread, color=colour, alpha=0.12, linewidth=0
         )
-        axes[0, 0].axhline(ours[ours.model == name].base.mean(), color=colour, linestyle=(0, (5, 3)), linewidth=0.9)
+        axes[0, 0].axhline(part.base.iloc[0], color=colour, linestyle=(0, (5, 3)), linewidth=0.9)
         handles.append(Line2D([], [], color=colour, marker="o", label=name))
     style.log_axis(axes[0, 0], list(mean.examples), "perturbation (examples)")
     figures._score_axis(axes[0, 0])
     axes[0, 0].set_title("this study", loc="left", color=style.INK)
     axes[0, 0].legend(handles=handles, frameon=False, loc="best")
+    single = theirs[~theirs.align_volume.isin(["mean", _PRETRAINED])]
     for axis, data in zip(axes[0, 1:], _UNITS, strict=True):
         own = theirs[theirs.data == data]
-        for i, model in enumerate(sorted(set(own.model))):
-            part = own[(own.model == model) & (own.align_volume == "mean")].sort_values("perturb_volume")
-            _marked(axis, part, _COLOURS[i], "-", model)
+        for i, model in enumerate(_by_number(own.model)):
+            here = own[own.model == model]
+            for _, part in here[here.index.isin(single.index)].groupby("align_volume"):
+                part = part.sort_values("examples")
+                axis.plot(part.examples, part["mean"], color=_COLOURS[i], **_LIGHT)
+            _marked(axis, here[here.align_volume == "mean"], _COLOURS[i], "-", model)
         _published_axis(axis, own, f"{data} (paper)", data)
         axis.legend(frameon=False, loc="lower left", fontsize=7)
+    light = " Light: single alignment volumes of the version of May 2024." if len(single) else ""
     caption = (
         f"Mean over the alignment volumes; band: standard deviation over them, as in the paper (of ours: of the means over seeds). Dashed: "
-        f"base. Right: Ji et al., {item.capitalize()}, ACL version, read off the pictures (hollow: covered by another marker)."
+        f"base. Right: Ji et al., {item.capitalize()}, ACL version, read off the pictures (hollow: covered by another marker).{light}"
     )
-    return Drawing("published_curves", f"Beside {item.capitalize()} of the paper", caption, figure, mean)
+    data = _stacked(mean, theirs)
+    return Drawing("published_curves", f"Beside {item.capitalize()} of the paper", caption, figure, data)
+
+
+_PRETRAINED = "0"  # the alignment volume of the paper's pre-trained models
+# The version of May 2024 is drawn over the ACL version: rings, through which the markers below stay visible.
+_MAY: dict[str, Any] = {"linestyle": ":", "linewidth": 1.6, "markersize": 7.5, "fillstyle": "none"}
+_LIGHT: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.45, "marker": ".", "markersize": 3.0}
 
 
 def _both_versions(item: str) -> Frame:
-    """The rows of both versions, each once, with `versions` saying which have it."""
+    """The rows of both versions, each once, with `versions` saying which have it; perturbation in `examples` and the score in
+    `mean`, as in our curves."""
     frames = [published.rebound(version) for version in published.VERSIONS]
-    rows = table.stack(frames).drop_duplicates().rename(columns={"version": "versions"})
-    return rows[rows["item"] == item]
+    rows = table.stack(frames).drop_duplicates()
+    rows = rows.rename(columns={"version": "versions", "perturb_volume": "examples", "score": "mean"})
+    return rows[rows["item"] == item].reset_index(drop=True)
+
+
+def _stacked(ours: Frame, theirs: Frame) -> Frame:
+    """Both in one table, as drawn: column `source` says whose."""
+    frame = table.stack([ours.assign(source=OURS), theirs.assign(source=THEIRS)])
+    return frame[["source", *(name for name in frame.columns if name != "source")]]
+
+
+def _by_number(names: Iterable[str]) -> list[str]:
+    """Each once, numbers in them by size: 2T before 2.5T."""
+
+    def key(name: str) -> list[tuple[float, str]]:
+        parts = re.split(r"(\d+(?:\.\d+)?)", name)
+        return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
+
+    return sorted(set(names), key=key)
 
 
 def _marked(axis: Axes, part: Frame, colour: str, line: str, label: str) -> None:
-    axis.plot(part.perturb_volume, part.score, color=colour, linestyle=line, linewidth=1.3, label=label or None)
+    part = part.sort_values("examples")
+    axis.plot(part.examples, part["mean"], color=colour, linestyle=line, linewidth=1.3, label=label or None)
     for covered, fill in (("no", colour), ("yes", "none")):
         own = part[part.covered == covered]
-        axis.plot(own.perturb_volume, own.score, color=colour, marker="o", markerfacecolor=fill, linestyle="none")
+        axis.plot(own.examples, own["mean"], color=colour, marker="o", markerfacecolor=fill, linestyle="none")
 
 
 def _published_axis(axis: Axes, own: Frame, title: str, data: str) -> None:
     for version, line in (("2024-05", ":"), ("ACL", (0, (5, 3)))):
-        base = own[(own.align_volume == "0") & own.versions.str.contains(version)].score
+        base = own[(own.align_volume == _PRETRAINED) & own.versions.str.contains(version)]["mean"]
         for value in sorted(set(base)):
             axis.axhline(value, color=style.INK, linestyle=line, linewidth=0.9, zorder=1)
-    style.log_axis(axis, list(own.perturb_volume), "perturbation (examples)")
+    style.log_axis(axis, list(own.examples), "perturbation (examples)")
     axis.set_ylabel(_UNITS[data])
     axis.set_title(title, loc="left", color=style.INK)
-
-
-def _line(line: Any, label: str) -> Line2D:
-    return Line2D([], [], color=style.MUTED, linestyle=line, label=label)
 
 
 def _base() -> Line2D:
@@ -147,7 +180,7 @@ def _legend(axis: Axes, fixed: list[Line2D]) -> None:
         Line2D([], [], color=c, marker="o", label=f"{int(v):,} (paper)")
         for v, c in zip(volumes, _COLOURS, strict=False)
     ]
-    axis.legend(handles=[*lines, *fixed], loc="center left", frameon=False)
+    axis.legend(handles=[*lines, *fixed], loc="center left", frameon=False, handlelength=3.2)
 
 
 def published_kl(found: Findings) -> Drawing | None:
@@ -160,13 +193,15 @@ def published_kl(found: Findings) -> Drawing | None:
     ]
     if values.empty:
         return None
-    theirs = published.kl_rebound()
-    figure, axes = style.grid(1, 2, height=3.0, right=0.3, gap=0.9)
+    shown = {"kl_start": "KL after alignment (nats)", "elasticity_examples": f"examples until KL < {found.eps:g}"}
+    values = values[values.quantity.isin(list(shown))]
+    printed = published.kl_rebound().rename(columns={"kl": "kl_start", "examples_to_eps": "elasticity_examples"})
+    keep = [name for name in printed.columns if name not in shown]
+    theirs = printed.melt(keep, list(shown), "quantity", "mean")
+    each = rebound.tokens_of_a_text(found.study)
+    figure, axes = style.grid(1, 2, height=3.0, right=0.3, gap=0.9 if each is None else 1.5)
     places = sorted({*theirs.align_volume, *values.align_volume})
-    for axis, quantity, column, label in (
-        (axes[0, 0], "kl_start", "kl", "KL after alignment (nats)"),
-        (axes[0, 1], "elasticity_examples", "examples_to_eps", f"examples until KL < {found.eps:g}"),
-    ):
+    for axis, (quantity, label) in zip(axes[0], shown.items(), strict=True):
         for measure, line in zip(rebound.DIRECTIONS, ("-", "--"), strict=True):
             part = values[(values.quantity == quantity) & (values.measure == measure)].sort_values("align_volume")
             axis.plot(
@@ -180,13 +215,14 @@ def published_kl(found: Findings) -> Drawing | None:
             axis.vlines(part.align_volume, part.low, part.high, color=_COLOURS[0], linewidth=1)
             late = part[part["mean"].isna() & part.bound.notna()]
             axis.plot(late.align_volume, late.bound, color=_COLOURS[0], marker="^", fillstyle="none", linestyle="none")
-        for i, (model, part) in enumerate(theirs.groupby("model")):
-            axis.plot(part.align_volume, part[column], color=_COLOURS[1 + i], marker="s", label=f"{model} (paper)")
+        own = theirs[theirs.quantity == quantity]
+        for colour, model in zip(_COLOURS[1:], _by_number(own.model), strict=False):
+            part = own[own.model == model]
+            axis.plot(part.align_volume, part["mean"], color=colour, marker="s", label=f"{model} (paper)")
         style.log_axis(axis, places, "alignment (examples)")
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
-    axes[0, 0].legend(frameon=False, fontsize=7.5)
-    each = rebound.tokens_of_a_text(found.study)
+    axes[0, 0].legend(frameon=False, fontsize=7.5, handlelength=4)
     if each is not None:
         right = axes[0, 0].secondary_yaxis("right", functions=(lambda kl: kl * each, lambda kl: kl / each))
         right.set_ylabel("nats per text (ours)")
@@ -195,7 +231,7 @@ def published_kl(found: Findings) -> Drawing | None:
         f"Ours: nats per token on held-out pre-training text{length}, mean over seeds with {found.level:.0%} intervals; triangles: not reached within "
         "the record, the value is above. Paper: Table 3, whose direction, prompts and unit (token or sequence) are not said."
     )
-    return Drawing("published_kl", "Beside Table 3 of the paper", caption, figure, values)
+    return Drawing("published_kl", "Beside Table 3 of the paper", caption, figure, _stacked(values, theirs))
 
 
 _MARKS = {(1, 2): "o", (2, 3): "s", (1, 3): "D"}  # the pairs of the paper
@@ -207,13 +243,15 @@ def published_resistance(found: Findings) -> Drawing | None:
         return None
     compared = resistance.compare(resistance.per_seed(found.study), found.level)
     ours = compared[(compared.quantity == resistance.MAIN[0]) & (compared.line != resistance.OTHER)]
+    colours = {"raw": _COLOURS[1], "above_entropy": _COLOURS[0]}
+    ours = ours[ours.version.isin(list(colours))]
     theirs = published.resistance()
     theirs = theirs.assign(difference=theirs.forward - theirs.inverse)
     lines = list(ours.groupby(["model", "line"], sort=True))
     printed = list(theirs.groupby(["data", "model"], sort=False))
     figure, axes = style.grid(1, 2, height=0.32 * max(len(lines), len(printed)) + 0.3, left=1.6, right=0.2, gap=1.9)
     for place, (_, part) in enumerate(lines):
-        for version, colour, shift in (("raw", _COLOURS[1], 0.14), ("above_entropy", _COLOURS[0], -0.14)):
+        for (version, colour), shift in zip(colours.items(), (0.14, -0.14), strict=True):
             _differences(axes[0, 0], part[part.version == version], shift - place, colour)
     for place, (_, part) in enumerate(printed):
         for row in part.itertuples():
@@ -242,8 +280,7 @@ def published_resistance(found: Findings) -> Drawing | None:
         "hollow: single pairs. Right: Ji et al., Table 1, all 27 printed pairs: one seed each, no intervals, raw losses on texts that "
         "differ in entropy. Signs compare and sizes do not: models and data are others."
     )
-    frame = table.stack([ours.assign(source="this study"), theirs.assign(source="table 1")])
-    return Drawing("published_resistance", "Beside Table 1 of the paper", caption, figure, frame)
+    return Drawing("published_resistance", "Beside Table 1 of the paper", caption, figure, _stacked(ours, theirs))
 
 
 def _differences(axis: Axes, part: Frame, y: float, colour: str) -> None:

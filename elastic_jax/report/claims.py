@@ -7,7 +7,7 @@ from typing import Any
 from elastic_jax.analysis import claims
 from elastic_jax.analysis.claims.statement import CONTRADICTED, SUPPORTED, UNDECIDED, UNTESTED
 from elastic_jax.report.findings import Findings
-from elastic_jax.report.tables import NONE, Cell, number, short
+from elastic_jax.report.tables import NONE, Cell, number, p_value, short
 
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, UNTESTED)
 _SIDES = {1: "> 0", -1: "< 0", 0: "as predicted"}
@@ -44,7 +44,7 @@ def _row(found: Findings, row: Mapping[str, Any]) -> dict[str, Any]:
         where=where or "all volumes",
         cell=Cell(number(row["mean"]), _interval(row, "low", "high"), int(row["n"]), row["reason"]),
         texts=_interval(row, "texts_low", "texts_high") or NONE,
-        p=NONE if math.isnan(row["p"]) else f"{row['p']:.3g} (≥ {row['p_least']:.3g})",
+        p=p_value(row),
     )
 
 

@@ -6,6 +6,7 @@ else. None where the study holds no data for it.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -316,65 +317,87 @@ def phase(found: Findings) -> Drawing | None:
     frame = table.stack(parts)
     if frame.empty:
         return None
-    names, colours = found.panel_names(frame), style.volume_colours(found.volumes)
+    names = found.panel_names(frame)
     figure, axes = style.grid(len(names), len(measures), height=3.3, titles=len(names) > 1)
     for row, name in zip(axes, names, strict=True):
         for axis, measure in zip(row, measures, strict=True):
             part = frame[(frame.panel == name) & (frame.measure == measure)]
-            for (arm, volume), own in part.groupby(["arm", "align_volume"], sort=True):
-                own = own.sort_values("examples")
-                colour = style.CONTROL if arm == "control" else colours[int(volume)]
-                x, y = own.kl.to_numpy(), own.score.to_numpy()
-                axis.plot(x, y, color=colour, marker="s" if arm == "control" else "o", linewidth=1.3)
-                for i in range(len(x) - 1):
-                    if np.hypot((x[i + 1] - x[i]) / max(part.kl.max(), 1e-9), y[i + 1] - y[i]) > 0.05:
-                        axis.annotate(
-                            "",
-                            ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2),
-                            (x[i], y[i]),
-                            arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3, "shrinkA": 0},
-                        )
-                axis.plot(x[:1], y[:1], color=colour, marker="o", markersize=8, fillstyle="none", linestyle="none")
-            axis.plot(
-                [0],
-                [part.base.mean()],
-                marker="+",
-                markersize=12,
-                markeredgewidth=1.6,
-                color=style.INK,
-                linestyle="none",
-                zorder=5,
-            )
+            _paths(axis, part, "kl", "score", found, y_span=1.0)
+            _base_mark(axis, part.base.mean())
             axis.set_xlim(-0.04 * part.kl.max(), 1.06 * part.kl.max())
             axis.locator_params(axis="x", nbins=6)
             _score_axis(axis)
             axis.set_xlabel(f"{KL_NAMES[measure]}, pretrain rows (nats/token)")
             _title(axis, name)
-    extra = [
-        Line2D(
-            [],
-            [],
-            color=style.INK,
-            marker="+",
-            markersize=9,
-            markeredgewidth=1.6,
-            linestyle="none",
-            label="base",
-        ),
-        Line2D(
-            [],
-            [],
-            color=style.MUTED,
-            marker="o",
-            markersize=7,
-            fillstyle="none",
-            linestyle="none",
-            label="start",
-        ),
-    ]
-    _legend(figure, found, frame, base=False, extra=extra)
+    _legend(figure, found, frame, base=False, extra=_path_marks())
     caption = "Paths of the means over seeds, arrows in the direction of more perturbation. The base lies at KL 0."
     return Drawing("phase", "Score against KL to the base model", caption, figure, frame)
+
+
+def two_distances(found: Findings) -> Drawing | None:
+    """KL to the base and to the perturbing distribution on one path: does a model that leaves its alignment pass the base?"""
+    keys = ["panel", *rebound.CONDITION, "examples"]
+    near, far = found.curves("kl_base_model", "pretrain"), found.curves("kl_data_model", "perturb")
+    if near.empty or far.empty:
+        return None
+    near = near[[*keys, "mean"]].rename(columns={"mean": "kl_base_model"})
+    frame = near.merge(far[[*keys, "mean", "base"]].rename(columns={"mean": "kl_data_model"}), on=keys)
+    if frame.empty:
+        return None
+    names = found.panel_names(frame)
+    figure, axes = style.grid(len(names), 1, height=3.3, left=0.9, titles=len(names) > 1)
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        part = frame[frame.panel == name]
+        values = np.append(part.kl_data_model, part.base.dropna())
+        span = max(float(np.ptp(values)), 1e-9)
+        _paths(axis, part, "kl_base_model", "kl_data_model", found, y_span=span)
+        _base_mark(axis, part.base.mean())
+        axis.set_xlim(-0.04 * part.kl_base_model.max(), 1.06 * part.kl_base_model.max())
+        axis.set_ylim(values.min() - 0.06 * span, values.max() + 0.06 * span)
+        axis.set_xlabel(f"{KL_NAMES['kl_base_model']}, pretrain rows (nats/token)")
+        axis.set_ylabel("KL(perturbing data || model)\n(nats/token)")
+        _title(axis, name)
+    _legend(figure, found, frame, base=False, extra=_path_marks())
+    caption = (
+        "Held-out rows; paths of the means over seeds, arrows in the direction of more perturbation. To the left: nearer to the base; "
+        "down: nearer to the distribution of the perturbation. A path that passed the base would touch the cross."
+    )
+    return Drawing("two_distances", "KL to the base and to the perturbing distribution", caption, figure, frame)
+
+
+def _paths(axis: Axes, part: Frame, x_name: str, y_name: str, found: Findings, *, y_span: float) -> None:
+    """One path per alignment volume and the control, with arrows on steps that are long enough, start and end marked."""
+    colours, x_span = style.volume_colours(found.volumes), max(part[x_name].max(), 1e-9)
+    for (arm, volume), own in part.groupby(["arm", "align_volume"], sort=True):
+        own = own.sort_values("examples")
+        colour = style.CONTROL if arm == "control" else colours[int(volume)]
+        x, y = own[x_name].to_numpy(), own[y_name].to_numpy()
+        axis.plot(x, y, color=colour, marker="s" if arm == "control" else "o", linewidth=1.3)
+        for i in range(len(x) - 1):
+            if np.hypot((x[i + 1] - x[i]) / x_span, (y[i + 1] - y[i]) / y_span) > 0.05:
+                axis.annotate(
+                    "",
+                    ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2),
+                    (x[i], y[i]),
+                    arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3, "shrinkA": 0},
+                )
+        for end, marker in ((slice(None, 1), "o"), (slice(-1, None), "D")):
+            axis.plot(x[end], y[end], color=colour, marker=marker, markersize=8, fillstyle="none", linestyle="none")
+
+
+def _base_mark(axis: Axes, y: float) -> None:
+    look: dict[str, Any] = dict(marker="+", markersize=12, markeredgewidth=1.6, linestyle="none")
+    axis.plot([0], [y], color=style.INK, zorder=5, **look)
+
+
+def _path_marks() -> list[Line2D]:
+    ring: dict[str, Any] = dict(color=style.MUTED, markersize=7, fillstyle="none", linestyle="none")
+    cross: dict[str, Any] = dict(color=style.INK, marker="+", markersize=9, markeredgewidth=1.6, linestyle="none")
+    return [
+        Line2D([], [], label="base", **cross),
+        Line2D([], [], marker="o", label="start", **ring),
+        Line2D([], [], marker="D", label="end", **ring),
+    ]
 
 
 def pretraining(found: Findings) -> Drawing | None:
@@ -404,14 +427,19 @@ def pretraining(found: Findings) -> Drawing | None:
     }
     measures = [m for m in titles if (frame.measure == m).any()]
     models = [model.name for model in found.study.models if (frame.model == model.name).any()]
+    # Tasks of the experiment on orders have rows and samples of their own.
+    tasks = [s for s in dict.fromkeys(frame.split) if s not in (*style.SPLIT_COLOURS, "samples")]
+    looks = {split: (colour, "o") for split, colour in style.SPLIT_COLOURS.items()} | style.task_looks(tasks)
+    if tasks:
+        looks["samples"] = (style.INK, "o")
     figure, axes = style.grid(len(models), len(measures), height=2.4, gap=0.7, titles=len(models) > 1)
     for line, model in zip(axes, models, strict=True):
         for axis, measure in zip(line, measures, strict=True):
             own = frame[(frame.model == model) & (frame.measure == measure)]
             for split, part in own.groupby("split", sort=True):
                 part = part.sort_values("tokens")
-                colour = style.SPLIT_COLOURS.get(str(split), style.INK)
-                axis.plot(part.tokens, part["mean"], color=colour, marker="o")
+                colour, marker = looks.get(str(split), (style.INK, "o"))
+                axis.plot(part.tokens, part["mean"], color=colour, marker=marker)
                 if part.low.notna().any():
                     axis.fill_between(part.tokens, part.low, part.high, color=colour, alpha=0.15, linewidth=0)
             style.log_axis(axis, list(own.tokens), "pre-training (tokens)")
@@ -421,18 +449,18 @@ def pretraining(found: Findings) -> Drawing | None:
                 _frame_y(axis, own, floor=0.0)
             axis.set_ylabel(titles[measure])
             _title(axis, model if len(models) > 1 else "")
-    splits = [s for s in style.SPLIT_COLOURS if (frame.split == s).any()]
-    entries = [Line2D([], [], color=style.SPLIT_COLOURS[s], marker="o", label=f"{s} rows") for s in splits]
-    height = figure.get_figheight()
-    figure.legend(
-        handles=entries,
-        loc="center left",
-        bbox_to_anchor=(0.68 / figure.get_figwidth(), 1 - 0.17 / height),
-        ncols=len(entries),
-        frameon=False,
-        borderaxespad=0,
-        handlelength=1.5,
-    )
+    entries = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            label=f"{split} rows" if split in style.SPLIT_COLOURS else split.replace("-", " "),
+        )
+        for split, (colour, marker) in looks.items()
+        if (frame.split == split).any()
+    ]
+    style.legend(figure, entries, handlelength=1.5)
     return Drawing("pretraining", "Pre-training", "Held-out rows and samples. " + _band_note(found), figure, frame)
 
 
@@ -668,6 +696,7 @@ ALL: tuple[Callable[[Findings], Drawing | None], ...] = (
     control_gap,
     divergence,
     phase,
+    two_distances,
     dose,
     rates,
     data_divergence,

@@ -71,6 +71,25 @@ def _ramp(volumes: Sequence[int], first: float, last: float) -> dict[int, str]:
     return {v: to_hex(matplotlib.colormaps["plasma"](float(x))) for v, x in zip(volumes, at, strict=True)}
 
 
+_TASKS = (
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#a6761d",
+    "#7a8f2a",
+    "#8a7fd6",
+)  # those of Okabe and Ito that splits leave, then others
+_MARKERS = ("s", "D", "^", "v", "P", "X")
+
+
+def task_looks(tasks: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Task -> colour and marker, none of them a split's; beyond six tasks colours come again with other markers."""
+    return {
+        task: (_TASKS[i % len(_TASKS)], _MARKERS[(i + i // len(_TASKS)) % len(_MARKERS)])
+        for i, task in enumerate(tasks)
+    }
+
+
 def css_colours(volumes: Sequence[int]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """(colour -> variable name, variable -> light value, variable -> dark value)."""
     names, dark = dict(_NAMES), {_NAMES[colour]: value for colour, value in _DARK.items()}

@@ -241,6 +241,22 @@ def law_rows(found: Findings) -> list[dict[str, Any]]:
     return rows
 
 
+def prediction_rows(found: Findings) -> list[dict[str, Any]]:
+    """Every place of a law that could be checked: predicted from the other places, with its interval, and as it was measured."""
+    checked = found.predictions[found.predictions.predicted.notna()]
+    return [
+        {
+            "quantity": laws.QUANTITIES[row["quantity"]],
+            "where": row["where"],
+            "place": f"{short(row['x'])} {laws.ALONG[row['along']]}",
+            "predicted": Cell(number(row["predicted"]), f"[{number(row['low'])}, {number(row['high'])}]"),
+            "observed": number(row["observed"]),
+            "inside": "inside" if row["inside"] else "outside",
+        }
+        for row in checked.to_dict("records")
+    ]
+
+
 def data_roles(found: Findings) -> tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]:
     """(measure names, one record per role, everything else about the data)."""
     rows = found.study.rows

@@ -6,10 +6,11 @@ tensor, accumulation, remat policy. What the config sets itself is kept.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from elastic_jax.errors import UserError
 from elastic_jax.models.remat import POLICIES
+from elastic_jax.parallel.mesh import divisors, nearest
 from elastic_jax.parallel.topology import Topology
 from elastic_jax.study.estimate import Estimate, Layout, Roofline, Work, estimate, roofline
 
@@ -136,7 +137,7 @@ def _meshes(works: Mapping[str, tuple[Work, int]], topology: Topology, fixed: Fi
         yield _given(fixed.mesh, model, batches, topology)
         return
     found = False
-    for tensor in _divisors(topology.devices):
+    for tensor in divisors(topology.devices):
         if tensor > min(LONGEST_TENSOR, topology.chip.local) or model.kv_heads % tensor or model.mlp % tensor:
             continue
         if model.vocab_size % tensor:
@@ -144,7 +145,7 @@ def _meshes(works: Mapping[str, tuple[Work, int]], topology: Topology, fixed: Fi
         shards = topology.devices // tensor
         if any(rows % shards for rows in batches.values()):
             continue
-        for fsdp in _divisors(shards):
+        for fsdp in divisors(shards):
             if model.embed % fsdp == 0:
                 found = True
                 yield dict(data=shards // fsdp, fsdp=fsdp, tensor=tensor)
@@ -176,18 +177,19 @@ def _given(mesh: Mapping[str, int], model: object, batches: Mapping[str, int], t
             sizes[axis] = max(topology.devices // known, 1)
     shown = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     if math.prod(sizes.values()) != topology.devices:
-        fits = _divisors(topology.devices)
-        near = min(fits, key=lambda k: (abs(k - sizes["fsdp"] * sizes["tensor"]), k))
+        asked = {axis: mesh.get(axis, 1) for axis in sizes}
+        near = (
+            ", ".join(f"mesh.{axis}={size}" for axis, size in one.items()) for one in nearest(asked, topology.devices)
+        )
         raise UserError(
             f"{shown}: multiplies to {math.prod(sizes.values())}, but {topology.name} has {topology.devices} devices. The nearest "
-            f"that divides them is mesh.fsdp={near}, mesh.tensor=1, mesh.data=-1; with mesh.data=-1, mesh.fsdp=1, mesh.tensor=1 "
-            "the plan searches."
+            f"that do: {'; or '.join(near)}. With mesh.data=-1, mesh.fsdp=1, mesh.tensor=1 the plan searches."
         )
     fields = dict(kv_heads="tensor", mlp="tensor", vocab_size="tensor", embed="fsdp")
     for name, axis in fields.items():
         size, parts = getattr(model, name), sizes[axis]
         if size % parts:
-            fits = [k for k in _divisors(topology.devices) if size % k == 0]
+            fits = [k for k in divisors(topology.devices) if size % k == 0]
             near = min(fits, key=lambda k: (abs(k - parts), k))
             raise UserError(
                 f"mesh.{axis}={parts}: model.{name}={size} does not divide over it. The nearest that works on {topology.name} is "
@@ -202,7 +204,3 @@ def _given(mesh: Mapping[str, int], model: object, batches: Mapping[str, int], t
                 f"{f'{down} or ' if down else ''}{up}, or a smaller mesh.data."
             )
     return sizes
-
-
-def _divisors(n: int) -> Sequence[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]

@@ -34,6 +34,9 @@ class Plant:
     speed: float = 1.0  # log2 of examples by which each volume step shifts the curve to the left
     methods: tuple[str, ...] = ("sft",)
     upside_down: bool = False  # alignment lowers the score instead
+    control_fall: float = 1.0  # how far the control falls, beside what it does by default
+    stderr: float = 0.01  # of scores, over texts
+    stream: int = 11  # of the scatter between seeds
 
     def aligned(self, volume: int) -> float:
         return 0.8 + 0.03 * self.volumes.index(volume)
@@ -45,7 +48,7 @@ class Plant:
     def score(self, volume: int, examples: float) -> float:
         """Linear in log2(examples), through (aligned + base) / 2 at `half_at`, within [final, aligned]."""
         if volume == 0:
-            fall = self.base * (1 - math.log2(1 + examples / 16) / 8)
+            fall = self.base * (1 - self.control_fall * math.log2(1 + examples / 16) / 8)
             return max(fall, self.final)
         if examples == 0:
             return self.aligned(volume)
@@ -72,7 +75,7 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:
     """Rows and schema metadata."""
     rows: list[dict] = []
     runs: list[dict] = []
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(plant.stream)
     flip = (lambda value: 1 - value) if plant.upside_down else (lambda value: value)
 
     def add(run: dict, examples: int, values: dict, align_volume: int) -> None:
@@ -97,7 +100,7 @@ def table(plant: Plant = Plant()) -> tuple[pd.DataFrame, dict]:
                     split=split,
                     unit=unit,
                     value=value,
-                    stderr=0.01 if measure == "score" else 0.002,
+                    stderr=plant.stderr if measure == "score" else 0.002,
                     n=256,
                     seed=run["seed"],
                     commit="0123abc",

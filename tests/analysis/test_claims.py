@@ -6,7 +6,8 @@ import numpy as np
 import planted
 import pytest
 
-from elastic_jax.analysis import claims, statistics
+from elastic_jax.analysis import claims, rebound, statistics
+from elastic_jax.analysis.claims import path as of
 from elastic_jax.analysis.claims import statement
 from elastic_jax.analysis.claims.statement import Outcome, Test, Value
 
@@ -160,6 +161,73 @@ def test_seeds_that_agree_more_closely_than_their_texts_decide_nothing():
     assert sure["low"] == unsure["low"] > 0 > unsure["texts_low"] and sure["texts_low"] > 0
     unknown = statement.judge(Outcome(TEST, {seed: Value(x) for seed, x in close.items()}))
     assert np.isnan(unknown["texts_low"]) and unknown["verdict"] == "supported"
+
+
+def test_a_half_life_is_redrawn_with_its_texts(study_of):
+    """Seeds agree to a hundredth of an octave; with errors of a third of the alignment their agreement is no evidence."""
+    plant = planted.Plant(noise=0.002)
+
+    def row(stderr):
+        def change(rows):
+            rows.loc[rows.measure == "score", "stderr"] = stderr
+            return rows
+
+        found = claims.tests(study_of(plant, change))
+        return found[found.test == "half_life"].iloc[0]
+
+    sure, unsure = row(0.01), row(0.08)
+    assert sure["mean"] == unsure["mean"] and sure.low == unsure.low and sure.high < 0
+    assert sure.verdict == "supported" and sure.texts_low < -0.5 < sure.texts_high < 0
+    assert unsure.verdict == "undecided" and unsure.texts_low < -0.5 < 0 < unsure.texts_high
+    unknown = row(np.nan)
+    assert np.isnan(unknown.texts_low) and unknown.verdict == "supported"
+
+
+def test_half_lives_that_only_texts_scatter_are_covered(study_of):
+    """One curve for all seeds, its points redrawn: the bootstrap has to hold the planted slope by itself."""
+    plant = planted.Plant(noise=0.0, control=False, samples=False)
+    paths = [path for path in rebound.trajectories(study_of(plant)) if path.arm == "aligned"]
+    rng, covered, wide = np.random.default_rng(8), 0, []
+    for _ in range(40):
+        values = {}
+        for seed in plant.seeds:
+            base, drawn = plant.base + 0.02 * rng.standard_normal(), []
+            for path in (path for path in paths if path.seed == seed):
+                value = path.value + 0.02 * rng.standard_normal(len(path.value))
+                points = path.points | dict(value=value, stderr=np.full(len(value), 0.02))
+                drawn.append(dataclasses.replace(path, points=points, base=base, base_stderr=0.02))
+            values[seed] = statement.per_doubling(
+                [path.align_volume for path in drawn], [of.log_half_life(path) for path in drawn]
+            )
+        row = statement.judge(Outcome(TEST, values))
+        covered += row["texts_low"] <= -0.5 <= row["texts_high"]
+        wide.append(row["texts_high"] - row["texts_low"])
+    assert covered >= 36 and 0.05 < np.median(wide) < 0.5
+
+
+def test_draws_are_those_of_the_scalar_definitions(study_of):
+    """Redrawn one by one with `rebound`'s own functions."""
+    path = next(path for path in rebound.trajectories(study_of()) if path.arm == "aligned")
+    bases, cases = of.redrawn_base(path), 0
+    for value, axis, scalar in (
+        (of.log_half_life(path), "examples", lambda one: rebound.return_time(one, 0.5)),
+        (of.log_own_half(path), "updates", rebound.own_half),
+    ):
+        _, records = of.redrawn(path, axis)
+        assert value.draws is not None
+        for i in range(50):
+            one = dataclasses.replace(path, points=path.points | dict(value=records[i]), base=float(bases[i]))
+            assert value.draws[i] == pytest.approx(np.log2(scalar(one).at), abs=1e-9)
+            cases += 1
+        assert value.stderr == pytest.approx(value.draws.std(), rel=1e-6)
+    assert cases == 100
+
+
+def test_what_two_numbers_share_is_drawn_alike_in_both():
+    draws = np.random.default_rng(0).standard_normal(500)
+    one, other = Value(1.0, 1.0, draws=1 + draws), Value(0.0, 1.0, draws=draws)
+    assert statement.combine([1, -1], [one, other]).draws == pytest.approx(np.ones(500))
+    assert statement.combine([1, -1], [one, Value(0.0, 1.0)]).draws is None
 
 
 def test_the_sign_flip_test_says_what_so_many_seeds_can_give():

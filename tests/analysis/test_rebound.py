@@ -43,6 +43,18 @@ def test_planted_half_life_lies_in_the_interval_with_noise(study_of):
         assert row["mean"] == pytest.approx(plant.half_at(volume), rel=0.1)
 
 
+def test_many_curves_are_read_as_each_by_itself():
+    rng, x = np.random.default_rng(6), np.array([0.0, 16.0, 64.0, 256.0, 1024.0])
+    y = np.concatenate(
+        [rng.normal(size=(200, 5)), [[-1.0] * 5, [0.0, 0.5, 0.5, 2.0, 0.0], [0.0, np.nan, 2.0, 2.0, 2.0]]]
+    )
+    for sign in (1.0, -1.0):
+        found = rebound.first_reach_of(x, y, 0.5, sign)
+        each = [rebound.first_reach(x, one, 0.5, sign).at for one in y[:-1]]
+        np.testing.assert_allclose(found, [*each, np.nan])
+        assert 0 < np.isnan(found).sum() < len(y) / 2
+
+
 def test_elasticity_ratio_and_kl_minimum(study_of):
     values = rebound.per_seed(study_of(EXACT), eps=0.01)
     for volume in EXACT.volumes:

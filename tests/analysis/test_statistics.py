@@ -87,6 +87,19 @@ def test_bootstrap_of_seeds_and_texts_covers_and_widens_with_the_noise_of_texts(
     assert "too narrow" in wide.reason and math.isnan(statistics.bootstrap_seeds_and_texts(same * np.nan, same).mean)
 
 
+def test_a_redrawn_number_that_is_not_there_could_be_anything():
+    rng = np.random.default_rng(4)
+    draws = 1 + 0.1 * rng.standard_normal((3, 2000))
+    whole = statistics.bootstrap_seeds_and_draws(np.ones(3), draws)
+    by_errors = statistics.bootstrap_seeds_and_texts(np.ones(3), np.full(3, 0.1))
+    assert (whole.low, whole.high) == pytest.approx((by_errors.low, by_errors.high), abs=0.02)
+    few, many = (np.where(rng.random(draws.shape) < share, np.nan, draws) for share in (0.003, 0.1))
+    few, many = (statistics.bootstrap_seeds_and_draws(np.ones(3), one) for one in (few, many))
+    assert few.low < whole.low < whole.high < few.high < 2  # counted at both ends
+    assert many.low == -math.inf and many.high == math.inf and many.mean == 1
+    assert math.isnan(statistics.bootstrap_seeds_and_draws(np.ones(0), np.ones((0, 5))).mean)
+
+
 def test_signs_are_flipped_exactly():
     assert statistics.sign_flip(np.array([1.0, 1.0, 1.0, -1.0])) == (10 / 16, 1 / 8)
     rng = np.random.default_rng(3)

@@ -158,6 +158,23 @@ def test_splash_passes_the_self_test_in_the_interpreter(dtype):
     assert selftest.compare(backend, dataclasses.replace(ASKED, dtype=dtype)) == ""
 
 
+def test_rows_of_the_length_that_devices_are_tested_with():
+    """A backend that cuts rows into blocks of 512 and forgets the block before is found, which at 256 tokens it is not."""
+
+    def forgetful(q, k, v, view, **options):
+        halves = [
+            reference.attend(
+                *(x[:, at : at + 512] for x in (q, k, v)), View(view.segments_bt[:, at : at + 512]), **options
+            )
+            for at in range(0, q.shape[1], 512)
+        ]
+        return jnp.concatenate(halves, axis=1)
+
+    broken = dataclasses.replace(reference.BACKEND, attend=forgetful)
+    assert selftest.compare(broken, ASKED) == ""
+    assert "off by" in selftest.compare(broken, ASKED, selftest.LENGTH)
+
+
 GPU = any(device.platform == "gpu" for device in jax.devices())
 
 

@@ -82,6 +82,22 @@ def test_an_unreachable_coordinator_is_named():
     assert time.monotonic() - start < 5
 
 
+def test_how_long_to_wait_comes_from_the_environment():
+    assert distributed.join_seconds({}) == distributed.TIMEOUT
+    assert distributed.join_seconds({"ELASTIC_JOIN_SECONDS": "0.5"}) == 0.5
+    environ = _environment(coordinator=f"127.0.0.1:{_free_port()}", process_id=1, process_count=2, join_seconds=0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot reach the coordinator"):
+        distributed.initialize(environ=environ)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", "1e6"])
+def test_a_wrong_time_to_wait_is_refused(text):
+    with pytest.raises(UserError, match=f"ELASTIC_JOIN_SECONDS='{text}': expected seconds"):
+        distributed.join_seconds({"ELASTIC_JOIN_SECONDS": text})
+
+
 def test_a_taken_port_is_named():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
@@ -247,6 +263,47 @@ def test_a_process_that_never_comes_is_waited_for_and_then_reported():
 def test_a_process_that_hangs_before_the_preflight_is_named_with_its_host():
     first, _ = _start(_WORKER, ["same", "same"], PATIENCE="3")
     assert f"No answer within 3 s from process 1 on {socket.gethostname()}. See the log there." == first["error"]
+
+
+_HELD = """
+    import json, os, time
+    from elastic_jax.errors import UserError
+    from elastic_jax.parallel import distributed
+    distributed.initialize(timeout=60)
+    import jax
+    if jax.process_index() == 1:
+        counter = distributed._counter
+        distributed._counter = HELD
+    start = time.monotonic()
+    try:
+        distributed.preflight(timeout=4)
+        result = dict(error="")
+    except UserError as error:
+        result = dict(error=str(error), lost=distributed.lost_peer(error), seconds=time.monotonic() - start)
+    print(json.dumps(result), flush=True)
+    time.sleep(3)  # process 0 holds the service by which the other reads
+    os._exit(0)  # the thread that hangs would keep it
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ("lambda: time.sleep(60)", "No program over all devices within 4 s on process 1 on {host}. See the log there."),
+        (
+            "lambda: lambda: time.sleep(60)",
+            "The first sum over all devices did not come to its end within 4 s on process 0 on {host}, process 1 on {host}. "
+            "Check the network between these machines and the log of each.",
+        ),
+    ],
+    ids=["before the sum", "in the sum"],
+)
+def test_a_process_that_hangs_in_the_first_sum_is_named_with_its_host(held, message):
+    for result in _start(_HELD.replace("HELD", held), ["", ""]):
+        assert result["error"] == message.format(host=socket.gethostname())
+        assert result["lost"] and 4 <= result["seconds"] < 15
 
 
 def test_a_wrong_clock_is_named_with_its_host_and_seconds():

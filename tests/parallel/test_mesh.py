@@ -36,8 +36,37 @@ def test_sizes_that_do_not_fit_the_devices(cpu_devices, asked):
 
 
 def test_a_wrong_number_of_lanes_of_the_mesh_is_named(cpu_devices):
-    with pytest.raises(UserError, match=r"mesh.tensor=1, mesh.run=3: .* 3 x n, .* 8 devices.*--config.mesh.run=1"):
+    with pytest.raises(
+        UserError, match=r"mesh.tensor=1, mesh.run=3: .* 3 x n, .* 8 devices.*--config.mesh.run=2, or .*run=4\."
+    ):
         mesh_lib.make_mesh(run=3, devices=cpu_devices)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "near"),
+    [
+        (dict(data=-1, fsdp=3, tensor=1), 8, [(4, 2, 1), (2, 4, 1)]),
+        (dict(data=3, fsdp=-1, tensor=1), 8, [(2, 4, 1), (4, 2, 1)]),
+        (dict(data=3, fsdp=1, tensor=1), 8, [(8, 1, 1)]),
+        (dict(data=4, fsdp=4, tensor=1), 8, [(2, 4, 1)]),
+        (dict(data=-1, fsdp=7, tensor=3), 16, [(1, 8, 2)]),
+        (dict(data=-1, fsdp=3, tensor=3), 8, [(2, 2, 2), (1, 2, 4), (1, 4, 2)]),
+        (dict(data=-1, fsdp=100, tensor=1), 6, [(1, 6, 1)]),
+    ],
+)
+def test_the_nearest_mesh_that_divides(asked, devices, near):
+    assert [tuple(sizes.values()) for sizes in mesh_lib.nearest(asked, devices)] == near
+    assert all(np.prod(sizes) == devices for sizes in near)
+
+
+def test_sizes_that_do_not_divide_name_the_nearest_that_do(cpu_devices):
+    with pytest.raises(UserError) as error:
+        mesh_lib.make_mesh(fsdp=3, devices=cpu_devices)
+    assert str(error.value) == (
+        "mesh.data=-1, mesh.fsdp=3, mesh.tensor=1: the sizes multiply to 3 x n, but there are 8 devices. The nearest that do: "
+        "--config.mesh.data=4 --config.mesh.fsdp=2 --config.mesh.tensor=1, "
+        "or --config.mesh.data=2 --config.mesh.fsdp=4 --config.mesh.tensor=1."
+    )
 
 
 def test_specs_follow_the_rules():

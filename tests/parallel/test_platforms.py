@@ -1,5 +1,9 @@
 """Is a missing accelerator an error, and never a silent fall to the CPU?"""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -58,6 +62,57 @@ def test_one_that_was_asked_for_and_is_not_there(cpu_devices, monkeypatch):
         platforms.check("gpu", GPU)
     with pytest.raises(RuntimeError):
         platforms.check("", NONE)
+
+
+def _own_process(script, **environ):
+    """What a process with a jax of its own prints; the tests' has started its devices."""
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=inherited | environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_CHECKS = """
+from elastic_jax.errors import UserError
+from elastic_jax.parallel import platforms
+try:
+    platforms.check(platforms.choose({flag!r}))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "environ", "cure"),
+    [
+        ("gpu", {}, "--platform=cpu"),
+        ("", {"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cpu"),
+        ("", {"JAX_PLATFORMS": "tpu"}, "JAX_PLATFORMS=cpu"),
+    ],
+)
+def test_what_jax_itself_says_where_there_is_none_is_a_message(flag, environ, cure):
+    if platforms.machine().platform != "cpu":
+        pytest.skip("this machine has an accelerator")
+    said = _own_process(_CHECKS.format(flag=flag), **environ)
+    wanted = "TPU" if environ.get("JAX_PLATFORMS") == "tpu" else "GPU"
+    assert f"A {wanted} was asked for (--platform or JAX_PLATFORMS), but there is none that works: " in said
+    assert "This machine has no accelerator; no " in said
+    assert said.endswith(f"Run where there is one, or ask for what there is with {cure}.\n")
+
+
+_ALONE = """
+import os
+from elastic_jax.export import main
+assert main(["--workdir=absent", "--run=x", "--out=absent"]) == 2
+import jax
+print(jax.devices()[0].platform, os.environ["JAX_PLATFORMS"])
+"""
+
+
+def test_a_command_that_needs_no_accelerator_takes_the_cpu_and_leaves_the_variable_to_its_jobs(tmp_path):
+    assert _own_process(_ALONE, JAX_PLATFORMS="cuda") == "cpu cuda\n"
 
 
 @pytest.mark.parametrize(

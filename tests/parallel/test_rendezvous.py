@@ -126,6 +126,35 @@ def test_the_end_of_a_process_is_known_to_all_at_once(gone):
             line.close()
 
 
+@pytest.mark.parametrize(
+    ("coordinator", "reason"), [("127.0.0.1:{port}", "Connection refused"), ("no-such-host.invalid:{port}", "")]
+)
+def test_a_wrong_coordinator_is_told_while_it_is_tried(coordinator, reason, monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "FIRST_WORD", 0.2)
+    monkeypatch.setattr(rendezvous, "NEXT_WORD", 0.5)
+    coordinator = coordinator.format(port=_free_port())
+    with pytest.raises(UserError, match="cannot reach the coordinator"):
+        rendezvous.meet(Launch(coordinator, 1, 2), time.monotonic() + 1.5)
+    said = [record.getMessage() for record in caplog.records if record.name == rendezvous.__name__]
+    assert 1 <= len(said) <= 3, said
+    for line in said:
+        assert line.startswith(f"process 1 on {HOST} cannot reach the coordinator {coordinator} yet: {reason}"), line
+    assert said[0].endswith(" more (ELASTIC_JOIN_SECONDS).")
+
+
+def test_process_0_tells_whom_it_waits_for(monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "FIRST_WORD", 0.2)
+    monkeypatch.setattr(rendezvous, "NEXT_WORD", 60.0)
+    _meet([0, 2], 4, 1.0)
+    said = [record.getMessage() for record in caplog.records if "has not heard" in record.getMessage()]
+    assert len(said) == 1 and "has not heard from process 1, process 3. Waiting for 0 s, and for 1 s more" in said[0]
+
+
+def test_those_that_come_together_say_nothing(caplog):
+    _meet([0, 1], 2, 30)
+    assert not caplog.records
+
+
 def test_late_ones_are_named():
     arrivals = [Arrival(0, "a", 0.0), Arrival(1, "b", 5.0), Arrival(2, "c", 50.0), Arrival(3, "d", 36.0)]
     assert rendezvous.late(arrivals, 30) == (

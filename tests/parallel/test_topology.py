@@ -40,6 +40,8 @@ def test_every_chip_has_a_peak_and_a_source(chip):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("tpu", r"--topology=tpu: tpu is a platform, not a device\. Use one of v4, v5e, v5p, v6e\.\n.*v5e:16x16"),
+        ("gpu:8", r"gpu is a platform.*Use one of .*h100"),
         ("v5q:16x16", r"--topology=v5q:16x16: no such device\. Closest: v5[pe], v5[pe].*\n.*h100:8.*v5e:16x16"),
         ("v5e:10x16", r"no such slice\. Nearest: .*v5e:8x16"),
         ("v5p:16x16", r"no such slice\. Nearest: v5p:"),

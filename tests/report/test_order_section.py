@@ -2,10 +2,14 @@
 
 import re
 
+import planted
 import planted_order
 from planted_order import ORDERS, TASKS
 
 from elastic_jax import report
+from elastic_jax.analysis import table
+from elastic_jax.report import figures
+from elastic_jax.report.findings import Findings
 
 
 def test_the_page_has_a_row_for_every_order_and_what_the_order_does(tmp_path):
@@ -15,7 +19,7 @@ def test_the_page_has_a_row_for_every_order_and_what_the_order_does(tmp_path):
     table = part[part.index("<h3>Every model</h3>") :]
     for sequence in ORDERS:
         (row,) = re.findall(rf'<th class="l nb">{" → ".join(sequence)}</th>(.*?)</tr>', table)
-        cells = re.findall(r'<td class="nb">(.*?)</td>', row)
+        cells = re.findall(r'<td class="c">(.*?)</td>', row)
         assert len(cells) == 2 * len(TASKS) + 2
         assert [cell.startswith("<b>") for cell in cells] == [task == sequence[-1] for task in TASKS] + [False] * 5
     text = re.sub(r"<[^>]+>", " ", part)
@@ -25,6 +29,22 @@ def test_the_page_has_a_row_for_every_order_and_what_the_order_does(tmp_path):
         assert (tmp_path / "report" / "tables" / f"{name}.csv").exists()
     lines = (tmp_path / "report" / "figures" / "task_orders.csv").read_text().splitlines()
     assert len(lines) == 1 + 15 * 3
+
+
+def test_tasks_have_colours_of_their_own_in_the_figure_of_pretraining(tmp_path):
+    rows, metadata = planted.table(planted.Plant(volumes=(256,)))
+    base = rows[(rows.stage == "pretrain") & (rows.measure == "bits_per_token") & (rows.split == "pretrain")]
+    tasks = [base.assign(split=f"task-{name}", value=base.value + i) for i, name in enumerate(TASKS, 1)]
+    path = planted.write(tmp_path / "measures.parquet", table.stack([rows, *tasks]), metadata)
+    figure = figures.pretraining(Findings(table.select(table.load(path)))).figure
+    (legend,) = figure.legends
+    looks = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert {f"task {name}" for name in TASKS} <= set(looks)
+    colours = [line.get_color() for line in looks.values()]
+    assert len(set(colours)) == len(colours)
+    drawn = {line.get_color(): line for line in figure.axes[0].lines}
+    gap = drawn[looks["task kind"].get_color()].get_ydata() - drawn[looks["pretrain rows"].get_color()].get_ydata()
+    assert abs(gap - 3).max() < 1e-9
 
 
 def test_variants_are_told_apart(tmp_path):

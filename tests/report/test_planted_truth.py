@@ -71,9 +71,12 @@ def test_the_law_of_the_crossing_has_exponent_one(page):
 def test_the_statements_get_the_verdicts_that_follow(page):
     said = read(page, "tests").groupby("claim").verdict.agg(lambda part: set(part))
     assert said["rebound.returns"] == {"supported"} and said["rebound.before"] == {"supported"}
-    # A table that holds more moves less: slower with more alignment, and with more pre-training.
+    # A table that holds more moves less: slower with more alignment, and with more pre-training (in this by a tenth of an octave, which
+    # three seeds tell and their texts do not).
     assert said["rebound.after"] == {"contradicted"} and "supported" not in said["rebound.faster"]
-    assert "supported" not in said["tokens.faster"] and "contradicted" in said["tokens.faster"]
+    assert "contradicted" in said["rebound.faster"] and said["tokens.faster"] == {"undecided"}
+    # The control of a longer table moves less too, by half as much.
+    assert "contradicted" in said["tokens.beyond_control"] and "contradicted" not in said["tokens.slower"]
     assert said["tokens.final"] == {"contradicted"} and said["kl.grows"] == {"supported"}
     assert said["size.faster"] == {"not tested here"} and said["theorem.slope"] == {"not tested here"}
 
@@ -92,7 +95,7 @@ def test_permuted_names_of_the_bases_give_no_effect(tmp_path):
     study = tables.select(tables.load(planted.write(tmp_path / "measures.parquet", *made)))
     found = claims.tests(study)
     along = found[found.claim.str.startswith("tokens.") & (found.test != "")]
-    assert len(along) == 6 and set(along.verdict) == {"undecided"}
+    assert len(along) == 9 and set(along.verdict) == {"undecided"}
     assert along["mean"].notna().all() and along.n.eq(6).all()
 
 

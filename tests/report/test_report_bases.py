@@ -19,13 +19,18 @@ BASES = {
     "tiny@step143000": (300_000_000_000, 0.3),
     "tiny@step2000": (4_000_000_000, 0.4),
 }
+TOKENS = {name: count for name, (count, _) in BASES.items()}
 PLANT = planted.Plant(seeds=(0, 1), volumes=(256, 1024), points=(16, 64, 256), kl_data=False, noise=0.001)
 
 
-def write(folder, tokens=True):
-    """A table as if each plant had been made from a base of its own."""
+def write(folder, tokens=TOKENS, params=None):
+    """A table as if each plant had been made from a base of its own.
+
+    Args:
+      tokens, params: of each base; the plant's parameters by default.
+    """
     frames, runs = [], []
-    for name, (count, score) in BASES.items():
+    for name, (_, score) in BASES.items():
         rows, metadata = planted.table(PLANT.__class__(**{**vars(PLANT), "base": score}))
         slug = name.rpartition("@")[2]
         measured = rows.run != ""
@@ -33,7 +38,9 @@ def write(folder, tokens=True):
             rows[column] = [f"{slug}-{value}" if value else "" for value in rows[column]]
         rows["model"] = name
         rows.loc[~measured, "model"] = ""
-        rows["pretrain_tokens"] = count if tokens else 0
+        rows["pretrain_tokens"] = tokens[name]
+        if params:
+            rows.loc[measured, "params"] = params[name]
         frames.append(rows if not frames else rows[measured])
         for run in metadata["studies"]["planted"]["runs"]:
             parent = f"{slug}-{run['parent']}" if run["parent"] else ""
@@ -67,7 +74,7 @@ def test_bases_are_in_the_order_of_their_pretraining(found):
 
 
 def test_without_tokens_they_are_in_the_order_of_the_config(tmp_path):
-    found = Findings(table.select(table.load(write(tmp_path, tokens=False))))
+    found = Findings(table.select(table.load(write(tmp_path, dict.fromkeys(BASES, 0)))))
     assert [model.name for model in found.study.models] == list(BASES)
 
 
@@ -96,11 +103,48 @@ def test_no_label_leaves_the_figure(found):
     assert box.x1 <= figure.get_figwidth() + 0.02 and box.y1 <= figure.get_figheight() + 0.02
 
 
+def by_base(tmp_path, **facts):
+    found = Findings(table.select(table.load(write(tmp_path, **facts))))
+    return figures.pretraining_volume(found)
+
+
+def test_bases_of_equal_pretraining_stand_along_their_parameters(tmp_path):
+    params = dict(zip(BASES, (40_000, 10_000, 20_000), strict=True))
+    drawing = by_base(tmp_path, tokens=dict.fromkeys(BASES, 1_000_000), params=params)
+    assert drawing is not None and drawing.title == "Against the size of the base" and "1M tokens" in drawing.caption
+    axis = drawing.figure.axes[0]  # scores of the bases
+    assert axis.get_xlabel() == "parameters"
+    (line,) = (line for line in axis.lines if line.get_marker() == "o")
+    assert list(line.get_xdata()) == [10_000, 20_000, 40_000]
+    assert list(line.get_ydata()) == pytest.approx([0.3, 0.4, 0.5], abs=0.01)
+    assert dict(drawing.data[["model", "params"]].itertuples(index=False, name=None)) == params
+
+
+def test_parameters_that_vary_beside_tokens_are_said(tmp_path):
+    drawing = by_base(tmp_path, params=dict(zip(BASES, (40_000, 10_000, 20_000), strict=True)))
+    assert drawing is not None and drawing.figure.axes[0].get_xlabel() == "pre-training (tokens)"
+    assert "differ in parameters too" in drawing.caption
+
+
+def test_bases_that_differ_in_neither_have_no_axis(tmp_path):
+    assert by_base(tmp_path, tokens=dict.fromkeys(BASES, 1_000_000)) is None
+
+
+def test_bases_without_known_tokens_stand_by_their_names(tmp_path):
+    drawing = by_base(tmp_path, tokens=dict.fromkeys(BASES, 0))
+    assert drawing is not None
+    assert [tick.get_text() for tick in drawing.figure.axes[0].get_xticklabels()] == [
+        "step1000",
+        "step143000",
+        "step2000",
+    ]
+
+
 def test_one_base_has_no_axis(tmp_path):
     rows, metadata = planted.table(PLANT)
     path = planted.write(tmp_path / "measures.parquet", rows, metadata)
     page = report.render(path, tmp_path / "report").read_text()
-    assert "pretraining volume (one base)" in page and "pretraining_volume" not in page
+    assert "pretraining volume (one base, or bases that differ neither in" in page and "pretraining_volume" not in page
 
 
 def test_a_table_of_an_earlier_version_has_no_tokens_of_pretraining(tmp_path):

@@ -15,7 +15,7 @@ import planted
 import pytest
 
 from elastic_jax import report
-from elastic_jax.analysis import table
+from elastic_jax.analysis import laws, table
 from elastic_jax.errors import UserError
 from elastic_jax.report import figures, page, style, tables
 from elastic_jax.report.findings import Findings
@@ -82,6 +82,7 @@ def test_every_figure_is_in_the_page_and_beside_it(rendered):
         "control_gap",
         "kl_to_base",
         "phase",
+        "two_distances",
         "dose",
         "compression",
         "kl_data_model",
@@ -135,6 +136,7 @@ def points_of(axes):
         (figures.rebound_axes, [("updates", "mean"), ("tokens", "mean")]),
         (figures.control_gap, [("updates", "mean")]),
         (figures.phase, [("kl", "score")]),
+        (figures.two_distances, [("kl_base_model", "kl_data_model")]),
         (figures.divergence, [("examples", "mean")]),
         (figures.rates, [("examples", "mean")]),
         (figures.pretraining, [("tokens", "mean")]),
@@ -166,6 +168,54 @@ def test_no_label_leaves_the_figure(measures):
             assert box.x1 <= figure.get_figwidth() + 0.02 and box.y1 <= figure.get_figheight() + 0.02, draw.__name__
 
 
+def test_both_distances_start_at_the_aligned_model_and_the_base(measures):
+    found = findings(measures)
+    drawing = figures.two_distances(found)
+    (axis,) = drawing.figure.axes
+    rings = [line for line in axis.lines if line.get_marker() == "o" and line.get_markersize() > 7]
+    ends = [line for line in axis.lines if line.get_marker() == "D"]
+    assert len(rings) == len(ends) == 4  # three volumes and the control
+    for mark, place in ((rings, 0), (ends, -1)):
+        for line, (_, part) in zip(mark, drawing.data.groupby(["arm", "align_volume"], sort=True), strict=True):
+            row = part.sort_values("examples").iloc[place]
+            assert (line.get_xdata()[0], line.get_ydata()[0]) == (row.kl_base_model, row.kl_data_model)
+    (cross,) = (line for line in axis.lines if line.get_marker() == "+")
+    base = found.curves("kl_data_model", "perturb").base
+    assert list(cross.get_xdata()) == [0] and cross.get_ydata()[0] == pytest.approx(base.mean())
+
+
+def test_laws_say_in_words_what_they_are_of(measures):
+    found = findings(measures)
+    along = [row for row in tables.law_rows(found) if row["along"] == "alignment examples"]
+    assert along and all(row["where"].endswith(", aligned by sft, perturbed by sft") for row in along)
+    said = laws._in_words(dict(align_method="sft", perturb_method="dpo", align_volume=2048))
+    assert said == "aligned by sft, perturbed by dpo, 2,048 alignment examples"
+
+
+def test_every_held_out_place_stands_beside_its_prediction(measures, rendered):
+    found = findings(measures)
+    rows = {(row["quantity"], row["place"]): row for row in tables.prediction_rows(found)}
+    predicted = found.predictions[found.predictions.predicted.notna()]
+    assert len(rows) == len(predicted) > 0
+    row = rows["half-life", "1,024 alignment examples"]
+    assert float(row["observed"]) == pytest.approx(64, rel=0.2)  # planted
+    low, high = (float(x) for x in row["predicted"].interval.strip("[]").split(", "))
+    assert low <= float(row["predicted"].value) <= high
+    assert row["inside"] == ("inside" if low <= float(row["observed"]) <= high else "outside")
+    part = rendered.read_text().partition('class="numbers predictions"')[2].partition("</table>")[0]
+    assert part.count("<tr>") == 1 + len(rows)
+
+
+def test_the_remark_on_rates_fits_their_verdict(measures):
+    rows = findings(measures).tests
+    rates = rows[(rows.test == "rates") & rows["mean"].notna()]
+    assert len(rates) == 3
+    for row in rates.itertuples():
+        assert row.reason == ("within ±2" if row.verdict == "undecided" else "beyond ±2") and (abs(row.mean) <= 2) == (
+            row.verdict == "undecided"
+        )
+
+
 def test_sample_text_is_escaped(rendered):
     assert "&lt;b&gt;cold&lt;/b&gt; &amp; slow" in rendered.read_text()
 
@@ -179,6 +229,7 @@ def test_runs_are_all_in_the_tree(rendered, measures):
 def test_one_seed_without_control_and_without_data_divergence(render_of):
     text = " ".join(read(render_of(planted.Plant(seeds=(0,), volumes=(256,), control=False, kl_data=False))).texts)
     assert "One seed: means are single values" in text and "No control" in text and "KL(data || model)" in text
+    assert "two distances (KL(base || model) on pretrain rows" in text
     assert "[" not in text[text.index("Key numbers") : text.index("Score under perturbation")].replace("[low", "")
 
 

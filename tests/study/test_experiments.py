@@ -26,6 +26,7 @@ BESIDE = {
         "model_size.py:tiny",
         "pretrain_tokens.py:tiny,intermediate",
         "batch_semantics.py:tiny",
+        "order.py:tiny",
     ],
 )
 def test_an_experiment_runs_to_its_report(spec, tmp_path):
@@ -42,6 +43,10 @@ def test_an_experiment_runs_to_its_report(spec, tmp_path):
     if config.published:
         assert BESIDE[config.published] in text
     for study in suite.studies.values():
+        if study.config.order.volume:  # one task, two and three in every order, for every seed
+            rows = found.rows[(found.rows.stage == "order") & (found.rows.examples == study.config.order.volume)]
+            assert len(rows.run.unique()) == 15 * len(study.config.seeds)
+            assert {f"task-{task}" for task in study.config.data.tasks.names} <= set(rows.split)
         for stage in ("align", "perturb"):  # each volume is somewhere in the table
             rows = found.rows[(found.rows.stage == stage)]
             assert set(study.config[stage].volumes) <= set(rows.examples)

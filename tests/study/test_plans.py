@@ -118,11 +118,13 @@ def test_categories_add_up_and_time_is_that_of_the_busiest():
         ("llama-2-13b", Layout(fsdp=64, remat="dots"), 2.278 + 76.859),
         ("llama-3-8b", Layout(fsdp=256, remat="save_dot_with_context_except_mlp"), 0.354 + 9.674),
         ("llama-3-8b", Layout(fsdp=64, remat="save_qkv_attn_mlp_in"), 1.405 + 59.605),
+        ("llama-3-70b", Layout(fsdp=512, remat="save_qkv_attn_mlp_in"), 1.555 + 71.772),
     ],
     ids=str,
 )
 def test_the_estimate_is_within_15_percent_of_what_was_compiled(size, layout, compiled):
-    assert estimate.estimate(work(size), layout).total / GIB == pytest.approx(compiled, rel=0.15)
+    job = work(size, rows=512 if size == "llama-3-70b" else 256)
+    assert estimate.estimate(job, layout).total / GIB == pytest.approx(compiled, rel=0.15)
 
 
 def found_for(job, name, **fixed):

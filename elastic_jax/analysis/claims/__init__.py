@@ -85,7 +85,8 @@ def tests(study: Study, level: float = statistics.LEVEL, eps: float = 0.01) -> F
     """Every test of every statement in the order of STATEMENTS, and a row with an empty `test` for each that the study cannot test.
 
     Columns: COLUMNS; `align_volume` is 0 for tests across volumes; `texts_low` and `texts_high` are the bootstrap over seeds and texts,
-    NaN where errors over texts are not known; `p` is that of the sign-flip test, `p_least` the smallest that so many seeds can give.
+    NaN where errors over texts are not known, infinite where texts alone can move a position out of the record; `p` is that of the
+    sign-flip test, `p_least` the smallest that so many seeds can give.
     """
     rows, settings = [], Settings(level, eps)
     for family in FAMILIES:

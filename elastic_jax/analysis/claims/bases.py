@@ -3,9 +3,15 @@
 Along an axis those models are compared that differ in it and in nothing else that the study records: sizes at equal tokens of
 pre-training, tokens at equal size and under one form of schedule. A number of a model is the mean over the volumes of alignment, as in the
 paper's figures; its slope on log2 of the axis is taken within each seed, which the models share.
+
+A model that has read more, or is larger, may learn any task in fewer examples, with nothing to come back from. So where the same perturbation
+was trained from each base as well, the trend of the aligned models is tested against that of these controls, by the distance covered
+and by the two measures of speed that need no way back (`claims.rebound`). The distance alone does not decide: it also grows where
+alignment leads further away. `noise` has the other control, a random change of the weights.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from elastic_jax.analysis import rebound
 from elastic_jax.analysis.claims import path as of
@@ -17,6 +23,7 @@ from elastic_jax.analysis.claims.statement import (
     Test,
     Untested,
     Value,
+    combine,
     mean,
     missing,
     per_doubling,
@@ -24,6 +31,8 @@ from elastic_jax.analysis.claims.statement import (
 from elastic_jax.analysis.rebound import Trajectory
 from elastic_jax.analysis.table import Model, Study
 
+_NO_VOLUME = "no perturbation volume recorded for every base and control"
+_CONTROL = "not in the paper: the control that Figures 5 and 6 lack"
 STATEMENTS = (
     Statement("size.faster", "Larger models return faster at first", "Figure 5"),
     Statement("size.slower", "Larger models move more slowly once past the base's level", "Figure 5"),
@@ -32,6 +41,11 @@ STATEMENTS = (
         "Larger models end further from the aligned level",
         "Figure 5, IMDb; its safety panel has the reverse",
     ),
+    Statement(
+        "size.beyond_control",
+        "Larger models return further and faster, by more than unaligned bases gain under the same training",
+        _CONTROL,
+    ),
     Statement("tokens.faster", "More pre-training, faster return", "Figure 6"),
     Statement("tokens.slower", "More pre-training, slower once past the base's level", "Figure 6"),
     Statement("tokens.final", "More pre-training, further from the aligned level in the end", "Figure 6"),
@@ -39,6 +53,11 @@ STATEMENTS = (
         "tokens.emerges",
         "Rebound is hardly there after little pre-training and emerges with more",
         "appendix, 0.1T to 3T tokens",
+    ),
+    Statement(
+        "tokens.beyond_control",
+        "After more pre-training models return further and faster, by more than unaligned bases gain under the same training",
+        _CONTROL,
     ),
 )
 # axis -> (what it is called, the field of a model that it is)
@@ -73,8 +92,19 @@ def _tests(axis: str) -> dict[str, Test]:
     return {test.key.removeprefix(f"{axis}_"): test for test in tests}
 
 
+def _control_tests(axis: str) -> dict[str, Test]:
+    per, statement = f"aligned − control, per doubling of {AXES[axis][0]}", f"{axis}.beyond_control"
+    return {
+        "way": Test(f"{axis}_control_way", statement, f"s (start − score after equal perturbation), {per}", "score per doubling", 1),
+        "speed": Test(f"{axis}_control_speed", statement, f"speed in the first interval, {per}", "score/update per doubling", 1),
+        "half": Test(f"{axis}_control_half", statement, f"log2 of updates to half of the own way, {per}", "per doubling", -1),
+    }  # fmt: skip
+
+
 def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
-    paths = [path for path in rebound.trajectories(study) if path.arm == "aligned"]
+    every = rebound.trajectories(study)
+    paths = [path for path in every if path.arm == "aligned"]
+    controls = {(path.condition[0], path.condition[2], path.seed): path for path in every if path.arm == "control"}
     for axis, (what, field) in AXES.items():
         groups = comparable(study, axis)
         for where, models in groups:
@@ -85,6 +115,9 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
                     quantity = _quantity(name, last_shared(own))
                     values = {s: _trend(own, place, s, quantity) for s in sorted({path.seed for path in own})}
                     yield Outcome(test, values, ("", *methods), where=where)
+                against = {key: path for key, path in controls.items() if key[0] in place and key[1] == methods[1]}
+                if against:
+                    yield from _beyond_control(axis, own, against, place, ("", *methods), where)
         if not paths:
             reason = "no aligned model has been perturbed"
         elif len(study.models) < 2:
@@ -93,7 +126,55 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
             reason = f"no two bases differ in {what} alone"
         for statement in STATEMENTS:
             if statement.key.startswith(f"{axis}."):
-                yield Untested(statement.key, reason)
+                alone = statement.source == _CONTROL and groups and paths
+                yield Untested(statement.key, "no control was run (perturb.control=False)" if alone else reason)
+
+
+def _beyond_control(
+    axis: str,
+    own: Sequence[Trajectory],
+    controls: Mapping[tuple[str, str, int], Trajectory],
+    place: dict[str, float],
+    panel: tuple[str, str, str],
+    where: str,
+) -> Iterable[Outcome]:
+    last = last_shared([*own, *controls.values()])
+    for name, test in _control_tests(axis).items():
+        aligned, control = {}, {}
+        for seed in sorted({path.seed for path in own}):
+            aligned[seed] = _trend(own, place, seed, _aligned(name, last))
+            alone = [_control(name, model, seed, own, controls.get((model, panel[2], seed)), last) for model in place]
+            control[seed] = per_doubling(list(place.values()), alone)
+        values = {seed: combine([1, -1], [aligned[seed], control[seed]]) for seed in aligned}
+        remark = ""
+        if not any(math.isnan(value.value) for value in values.values()):
+            means = [mean(list(side.values())).value for side in (aligned, control)]
+            remark = f"aligned {means[0]:.3g}, control {means[1]:.3g}"
+        yield Outcome(test, values, panel, where=where, remark=remark)
+
+
+def _aligned(name: str, last: int) -> Callable[[Trajectory], Value]:
+    if name == "way":
+        return lambda path: of.way(path, last) if last else missing(_NO_VOLUME)
+    return {"speed": of.speed, "half": of.log_own_half}[name]
+
+
+def _control(
+    name: str, model: str, seed: int, own: Sequence[Trajectory], control: Trajectory | None, last: int
+) -> Value:
+    """What the control of one base gives, in the direction that undoes the alignments of that base: the mean over them."""
+    if control is None:
+        return missing(f"{model}: no control with this seed")
+    if name == "half":
+        return of.log_own_half(control)
+    beside = [path for path in own if path.condition[0] == model and path.seed == seed]
+    if not beside:
+        return missing(f"{model}: not every volume of alignment")
+    s = sum(of.side(path) for path in beside) / len(beside)
+    if name == "way":
+        return of.way_of(control, last, s) if last else missing(_NO_VOLUME)
+    updates = {float(path.axis("updates")[of.first_update(path)]) for path in (*beside, control)}
+    return of.first_speed(control, s) if len(updates) == 1 else missing("control recorded at other updates")
 
 
 def comparable(study: Study, axis: str) -> list[tuple[str, list[Model]]]:

@@ -50,7 +50,8 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
         found = Estimate(row["evidence"], n=row["n"], reason=row["reason"])
         # The fit is of all seeds together and gives an interval of its times, not of the evidence: no p-value beside it.
         said = _SAID.get(row["verdict"], UNDECIDED) if row["n"] > 1 else UNDECIDED
-        remark = "one seed" if row["n"] == 1 else "" if math.isnan(row["evidence"]) else f"decided beyond ±{EVIDENCE:g}"
+        beyond = "within" if said == UNDECIDED else "beyond"
+        remark = "one seed" if row["n"] == 1 else "" if math.isnan(row["evidence"]) else f"{beyond} ±{EVIDENCE:g}"
         panel = (row["model"], row["align_method"], row["perturb_method"])
         yield Outcome(RATES, {}, panel, row["align_volume"], estimate=found, verdict=said, remark=remark)
     for statement in STATEMENTS:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from elastic_jax.analysis import rebound
+from elastic_jax.analysis.claims import path as of
 from elastic_jax.analysis.claims.statement import (
     Outcome,
     Settings,
@@ -64,7 +65,7 @@ def outcomes(study: Study, settings: Settings) -> Iterable[Outcome | Untested]:
             yield Outcome(GROWS, {s: trend(_start, s) for s in seeds}, panel, where=name)
             if any(rebound.elasticity(path, settings.eps).at > 0 for path in group):
                 reached = True
-                fewer = {s: trend(lambda path: _log_examples(path, settings.eps), s) for s in seeds}
+                fewer = {s: trend(lambda path: of.log_examples_within(path, settings.eps), s) for s in seeds}
                 yield Outcome(FEWER, fewer, panel, where=name)
     none = not any((study.rows.measure == measure).any() for measure in _NAMES)
     why = (
@@ -117,8 +118,3 @@ def _against(lowest: float, path: Trajectory, eps: float) -> Value:
         return missing("KL not measured, or zero")
     (place, *_) = np.flatnonzero(path.value == lowest)
     return Value(math.log2(lowest / eps), float(path.points["stderr"][place]) / lowest / math.log(2))
-
-
-def _log_examples(path: Trajectory, eps: float) -> Value:
-    reached = rebound.elasticity(path, eps)
-    return Value(math.log2(reached.at)) if reached.at > 0 else missing(f"KL < {eps:g} {reached.reason}")

@@ -1,17 +1,21 @@
 """Which number does one perturbed model give to a test?
 
 s = sign(aligned - base) throughout, so that "towards the base" counts alike for scores that alignment raised or lowered; speeds are s
-times the score lost per update. Errors over texts follow from those of the points, taken as independent; positions that are interpolated
-(half-lives, crossings) are given none.
+times the score lost per update. Errors over texts follow from those of the points, taken as independent. Positions that are interpolated
+(half-lives, the way into a neighbourhood) are computed again from DRAWS records with redrawn errors; crossings, which speeds are divided
+by, are given none.
 """
 
 import math
+import zlib
 
 import numpy as np
 
 from elastic_jax.analysis import rebound
 from elastic_jax.analysis.claims.statement import Value, missing
-from elastic_jax.analysis.rebound import Trajectory
+from elastic_jax.analysis.rebound import Reached, Trajectory
+
+DRAWS = 2000  # records with redrawn errors over texts
 
 
 def side(path: Trajectory) -> float:
@@ -43,6 +47,22 @@ def at_volume(path: Trajectory, examples: int) -> Value:
         return missing(why)
     (place,) = np.flatnonzero(path.points["examples"] == examples)
     return Value(side(path) * float(path.value[place]), error(path, int(place)))
+
+
+def way(path: Trajectory, examples: int) -> Value:
+    """s (score before - score after so many examples of perturbation)."""
+    if why := rebound.moved(path):
+        return missing(why)
+    return way_of(path, examples, side(path))
+
+
+def way_of(path: Trajectory, examples: int, s: float) -> Value:
+    """As `way`, where the sign is that of another model: a control has no alignment of its own."""
+    if math.isnan(path.start):
+        return missing("starting point not measured")
+    (place,) = np.flatnonzero(path.points["examples"] == examples)
+    fall = path.start - float(path.value[place])
+    return Value(s * fall, abs(s) * math.hypot(error(path, 0), error(path, int(place))))
 
 
 def speed(path: Trajectory) -> Value:
@@ -84,7 +104,63 @@ def relative_speed(path: Trajectory) -> Value:
 def log_half_life(path: Trajectory) -> Value:
     """log2 of the examples that undo half of the alignment."""
     reached = rebound.return_time(path, 0.5)
-    return Value(math.log2(reached.at)) if reached.at > 0 else missing(f"half-life {reached.reason}")
+    if not reached.at > 0:
+        return missing(f"half-life {reached.reason}")
+    (x, y), base = redrawn(path, "examples"), redrawn_base(path)
+    way = y[:, :1] - base[:, None]
+    # A record redrawn with the alignment on the other side of the base has no half-life.
+    there = way * (path.start - path.base) > 0
+    back = np.where(there, (y[:, :1] - y) / np.where(there, way, 1.0), np.nan)
+    return _located(reached, rebound.first_reach_of(x, back, 0.5))
+
+
+def log_own_half(path: Trajectory) -> Value:
+    """log2 of the updates until half of the path's own way is done: `rebound.own_half`."""
+    reached = rebound.own_half(path)
+    if not reached.at > 0:
+        return missing(f"half of the own way not located: {reached.reason}")
+    x, y = redrawn(path, "updates")
+    way = y[:, -1:] - y[:, :1]
+    there = way * (path.final - path.start) > 0
+    done = np.where(there, (y - y[:, :1]) / np.where(there, way, 1.0), np.nan)
+    return _located(reached, rebound.first_reach_of(x, done, 0.5))
+
+
+def log_examples_within(path: Trajectory, eps: float) -> Value:
+    """log2 of the examples until KL to the base is below eps: `rebound.elasticity`."""
+    reached = rebound.elasticity(path, eps)
+    if not reached.at > 0:
+        return missing(f"KL < {eps:g} {reached.reason}")
+    x, y = redrawn(path, "examples")
+    return _located(reached, rebound.first_reach_of(x, y, eps, sign=-1))
+
+
+def redrawn(path: Trajectory, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """(positions [n], records [DRAWS, n]): the recorded points, each with an error over texts drawn anew; NaN where that is unknown."""
+    keep = np.isfinite(path.value)
+    errors = _generator(path.run, path.condition, path.seed).standard_normal((DRAWS, int(keep.sum())))
+    return path.axis(axis)[keep], path.value[keep] + path.points["stderr"][keep] * errors
+
+
+def redrawn_base(path: Trajectory) -> np.ndarray:
+    """[DRAWS] of the base, the same for all paths that start from it."""
+    errors = _generator("base", path.condition[0], path.seed).standard_normal(DRAWS)
+    return path.base + path.base_stderr * errors
+
+
+def _generator(*names: object) -> np.random.Generator:
+    """By what it is for, so that no number depends on what was computed before it."""
+    return np.random.default_rng(zlib.crc32(repr(names).encode()))
+
+
+def _located(reached: Reached, at: np.ndarray) -> Value:
+    """log2 of a position. Of records whose errors over texts are not known there are no draws."""
+    with np.errstate(divide="ignore"):
+        draws = np.log2(at)
+    draws[~np.isfinite(draws)] = np.nan
+    if np.isnan(draws).all():
+        return Value(math.log2(reached.at))
+    return Value(math.log2(reached.at), float(np.nanstd(draws)), draws=draws)
 
 
 def towards_base(path: Trajectory) -> Value:

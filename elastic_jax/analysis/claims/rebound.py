@@ -1,6 +1,5 @@
 """Figure 4: does perturbation bring an aligned model back, and the faster the more it was aligned?"""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from elastic_jax.analysis import rebound
@@ -96,10 +95,7 @@ def _speed_gain(path: Trajectory, control: Trajectory | None) -> Value:
 def _half_ratio(path: Trajectory, control: Trajectory | None) -> Value:
     if control is None:
         return missing("no control with this seed")
-    own, other = rebound.own_half(path), rebound.own_half(control)
-    if not (own.at > 0 and other.at > 0):
-        return missing("half of the own way not located")
-    return Value(math.log2(own.at / other.at))
+    return combine([1, -1], [of.log_own_half(path), of.log_own_half(control)])
 
 
 def _trend(group: Sequence[Trajectory], quantity: Callable[[Trajectory], Value]) -> Value:

@@ -3,8 +3,9 @@
 A statement becomes tests. A test is one number per seed (pairs of runs with one seed are differenced first, trends fitted within it)
 and the side of zero on which the statement puts it. Three things are computed from these numbers:
  - Student's t interval over seeds;
- - where the standard error over texts is known for each seed, the bootstrap of seeds and texts (`statistics.bootstrap_seeds_and_texts`):
-   few seeds that happen to agree more closely than their texts allow decide nothing;
+ - where the standard error over texts is known for each seed, the bootstrap of seeds and texts (`statistics.bootstrap_seeds_and_texts`;
+   of interpolated positions `bootstrap_seeds_and_draws`): few seeds that happen to agree more closely than their texts allow decide
+   nothing;
  - the exact sign-flip test (`statistics.sign_flip`) with the smallest p-value that so many seeds can give.
 
 Supported: the t interval lies on the stated side, and the bootstrap's does where there is one; contradicted: both on the other side;
@@ -54,11 +55,19 @@ class Test:
 
 
 class Value(NamedTuple):
-    """A seed's number; its standard error over texts, NaN where that is not known; why the number is NaN, else ""."""
+    """A seed's number.
+
+    Attributes:
+      value: NaN where there is none.
+      stderr: over texts, NaN where that is not known.
+      reason: why the number is NaN, else "".
+      draws: the number computed again from redrawn texts, where an error is not enough to say how it scatters; else None.
+    """
 
     value: float
     stderr: float = math.nan
     reason: str = ""
+    draws: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +115,18 @@ def missing(reason: str) -> Value:
 
 
 def combine(weights: Sequence[float] | np.ndarray, values: Sequence[Value]) -> Value:
-    """Sum of weighted numbers, whose errors over texts are independent; NaN with all reasons where one is missing."""
+    """Sum of weighted numbers, whose errors over texts are independent; NaN with all reasons where one is missing.
+
+    Of numbers with draws the draws are added up as they stand, so that what two of them share is drawn alike in both.
+    """
     lacking = sorted({value.reason or "not measured" for value in values if math.isnan(value.value)})
     if lacking:
         return missing("; ".join(lacking))
     w = np.asarray(weights, np.float64)
     errors = np.array([value.stderr for value in values])
-    return Value(float(w @ [value.value for value in values]), float(np.sqrt(np.sum((w * errors) ** 2))))
+    drawn = [value.draws for value in values if value.draws is not None]
+    draws = w @ np.stack(drawn) if drawn and len(drawn) == len(values) else None
+    return Value(float(w @ [value.value for value in values]), float(np.sqrt(np.sum((w * errors) ** 2))), draws=draws)
 
 
 def mean(values: Sequence[Value]) -> Value:
@@ -155,7 +169,12 @@ def judge(outcome: Outcome, level: float = statistics.LEVEL) -> dict[str, Any]:
     estimate = outcome.estimate or statistics.mean_interval(numbers, level)
     errors = np.array([value.stderr for value in values], np.float64)
     whole = len(known) > 1 and len(known) == len(numbers) and not np.isnan(errors).any()
-    texts = statistics.bootstrap_seeds_and_texts(numbers, errors, level=level) if whole else None
+    draws = [value.draws for value in values if value.draws is not None]
+    texts = None
+    if whole and len(draws) == len(numbers):
+        texts = statistics.bootstrap_seeds_and_draws(numbers, np.stack(draws), level=level)
+    elif whole:
+        texts = statistics.bootstrap_seeds_and_texts(numbers, errors, level=level)
     p, least = statistics.sign_flip(known) if 0 < len(known) <= statistics.FLIPS else (math.nan, math.nan)
     said = outcome.verdict or verdict(estimate, test.side, len(known) == len(numbers), texts)
     reasons = sorted({value.reason for value in values if value.reason and math.isnan(value.value)})

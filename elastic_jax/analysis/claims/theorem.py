@@ -40,6 +40,7 @@ STATEMENTS = (
         f"{_THEOREM}, as the experiments use it",
     ),
 )
+NARROW = 0.5  # a slope's interval further from the predicted one does not tell growth as k from growth as its root
 _PROTOCOLS = {dials.JOINT: "theorem.", dials.SEQUENTIAL: "theorem.sequential_"}
 
 
@@ -87,17 +88,22 @@ def _balance(values: Frame, prefix: str, level: float) -> Iterable[Outcome]:
 
 
 def _slopes(values: Frame, level: float) -> Iterable[Outcome]:
-    """Supported where the interval holds what is predicted and leaves out "does not depend on k"."""
+    """As measured and corrected for finite l, each supported where its interval holds what is predicted and is narrow enough to mean
+    it: within NARROW of the prediction, and without "does not depend on k"."""
     test = Test("theorem.slope", "theorem.slope", "slope of log |dγ_a / dγ_p| on log k", "", 0)
     found = dials.slopes(values, level)
-    found = found[found.protocol == dials.JOINT]
-    for (l_from, l_to), part in found.groupby(["l_from", "l_to"], sort=True):
-        row = part.sort_values("what").iloc[0].to_dict()  # "corrected", where there is one, before "ratio"
+    for row in found[found.protocol == dials.JOINT].to_dict("records"):
+        l_from, l_to = row["l_from"], row["l_to"]
         low, high, predicted = row["low"], row["high"], row["predicted"]
         known = not any(math.isnan(x) for x in (low, high, predicted))
         inside = known and low <= predicted <= high
-        said = SUPPORTED if inside and low > 0 else CONTRADICTED if known and not inside else UNDECIDED
-        remark = f"predicted {predicted:.3g}" if known else ""
+        narrow = low > max(0.0, predicted - NARROW) and high < predicted + NARROW
+        said = CONTRADICTED if known and not inside else SUPPORTED if inside and narrow else UNDECIDED
+        remark = (
+            f"predicted {predicted:.3g}; supported: that inside, and the interval within ±{NARROW:g} of it, above 0"
+            if known
+            else ""
+        )
         estimate = Estimate(row["mean"], low, high, int(row["n"]), reason=row["reason"])
         yield Outcome(test, where=f"{row['n']} values of k, l from {l_from:g} to {l_to:g}, {row['what']}", estimate=estimate,
                       verdict=said, remark=remark)  # fmt: skip

@@ -16,7 +16,9 @@ from elastic_jax.models.attention.backend import Backend, Request
 from elastic_jax.models.attention.view import View
 from elastic_jax.parallel.device import Device, local_device
 
-ROWS, LENGTH, KV_HEADS = 2, 256, 2
+ROWS, KV_HEADS = 2, 2
+LENGTH = 1024  # on a device: two of the largest blocks that any backend cuts rows into
+UNIT = 256  # lengths of a test are multiples of it
 # Of the largest value. Both sides round: bfloat16 keeps 8 bits, and float32 matmuls of accelerators may keep as few. A mask
 # that is wrong anywhere is off by tenths, and the exact zeros below find the rest.
 TOLERANCE = 2e-2
@@ -39,7 +41,7 @@ def failure(backend: Backend, request: Request, device: Device) -> str:
 def _run(backend: Backend, request: Request, device: Device) -> str:
     try:
         with jax.default_device(local_device(device)):
-            message = compare(backend, request)
+            message = compare(backend, request, LENGTH)
     except Exception as error:  # whatever a driver, a compiler or a library may raise
         message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if jax.process_count() == 1:
@@ -50,20 +52,24 @@ def _run(backend: Backend, request: Request, device: Device) -> str:
     return next((f"{text} (on process {process})" for process, text in everyone if text), "")
 
 
-def compare(backend: Backend, request: Request) -> str:
+def compare(backend: Backend, request: Request, length: int = UNIT) -> str:
     """The first difference from the reference that is more than rounding, or "".
 
-    Two rows of 256 tokens; packed ones hold three documents and padding, the second row otherwise than the first.
+    Two rows; packed ones hold three documents and padding, the second row otherwise than the first.
+
+    Args:
+      length: tokens of a row, a multiple of `UNIT`.
     """
+    times = length // UNIT
     # A window has to end within the documents of the test, and the division by 3 leaves it odd or even as it comes.
-    window = min(request.window, LENGTH // 3)
-    segments = np.zeros((ROWS, LENGTH), np.int32)
+    window = min(request.window, length // 3)
+    segments = np.zeros((ROWS, length), np.int32)
     for row, ends in zip(segments, ((100, 141, 230), (37, 165, 249)), strict=True):
         for number, (start, end) in enumerate(zip((0, *ends), ends, strict=False), 1):
-            row[start:end] = number
+            row[start * times : end * times] = number
     view = View(jnp.asarray(segments) if request.segments else None)
     rng = np.random.default_rng(0)
-    shapes = [(ROWS, LENGTH, KV_HEADS, *([request.group] if i == 0 else []), request.head_dim) for i in range(3)]
+    shapes = [(ROWS, length, KV_HEADS, *([request.group] if i == 0 else []), request.head_dim) for i in range(3)]
     q, k, v = (jnp.asarray(rng.standard_normal(shape), request.dtype) for shape in shapes)
     weight = jnp.asarray(rng.standard_normal(shapes[0]), jnp.float32)
 
@@ -89,8 +95,8 @@ def compare(backend: Backend, request: Request) -> str:
             return f"{name} is off by {error:.1%} of its largest value"
 
     # Only some queries count: whatever they may not see has a gradient of exactly zero.
-    chosen = segments == 2 if request.segments else np.arange(LENGTH)[None] == np.full((ROWS, 1), 150)
-    mask = np.asarray(view.mask(LENGTH, LENGTH, window))
+    chosen = segments == 2 if request.segments else np.arange(length)[None] == np.full((ROWS, 1), 150 * times)
+    mask = np.asarray(view.mask(length, length, window))
     unseen = ~np.any(mask & chosen[:, :, None], axis=1)
     some = run(backend.attend, q, k, v, jnp.where(chosen[:, :, None, None, None], weight, 0))
     for name in ("dk", "dv"):
