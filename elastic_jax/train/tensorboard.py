@@ -82,8 +82,8 @@ class TensorBoard:
 
     def _write(self, noted: list[tuple[float, int, dict[str, float]]]) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         if self._writer is None:
             if not files.is_remote(self._folder):
