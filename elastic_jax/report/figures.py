@@ -345,7 +345,7 @@ def two_distances(found: Findings) -> Drawing | None:
     if frame.empty:
         return None
     names = found.panel_names(frame)
-    figure, axes = style.grid(len(names), 1, height=3.3, left=0.9, titles=len(names) > 1)
+    figure, axes = style.grid(len(names), 1, height=3.3, left=0.95, titles=len(names) > 1)
     for axis, name in zip(axes[:, 0], names, strict=True):
         part = frame[frame.panel == name]
         values = np.append(part.kl_data_model, part.base.dropna())
@@ -355,7 +355,7 @@ def two_distances(found: Findings) -> Drawing | None:
         axis.set_xlim(-0.04 * part.kl_base_model.max(), 1.06 * part.kl_base_model.max())
         axis.set_ylim(values.min() - 0.06 * span, values.max() + 0.06 * span)
         axis.set_xlabel(f"{KL_NAMES['kl_base_model']}, pretrain rows (nats/token)")
-        axis.set_ylabel("KL(perturbing data || model)\n(nats/token)")
+        axis.set_ylabel("KL(perturbing data || model) (nats/token)")
         _title(axis, name)
     _legend(figure, found, frame, base=False, extra=_path_marks())
     caption = (
