@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 # Orbax 0.12 numbers the saves of a process and looks up by the latest number what the current one waits for: of two at the same time, one
 # may be taken for complete before it is.
 _WRITING = threading.Lock()
+# Those that write without a thread of ours. Orbax numbers its barriers in threads, for all managers of a process together: with two
+# saves on their way two processes may number them differently, and then each waits for the other for ever. One at most.
+_UNFINISHED: "set[Checkpoints]" = set()
 
 
 class Damaged(Exception):
@@ -105,7 +108,11 @@ class Checkpoints:
         if in_thread:
             self._saving = self._thread.submit(self._write_alone, items, sums, updates, meta, obsolete)
         else:
+            for other in list(_UNFINISHED - {self}):
+                other._manager.wait_until_finished()
+            _UNFINISHED.clear()
             self._write(items, sums, updates, meta, obsolete)
+            _UNFINISHED.add(self)
 
     def _write_alone(self, *args: Any) -> None:
         """`_write` to its end, while no other run of this process is being written."""
@@ -143,6 +150,7 @@ class Checkpoints:
         """Until what was saved is complete, and what it replaces is gone."""
         self._join()
         self._manager.wait_until_finished()
+        _UNFINISHED.discard(self)
         obsolete, self._obsolete = self._obsolete, set()
         self._delete_complete(obsolete)
 
@@ -181,6 +189,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written; what it replaces stays for whoever continues."""
+        _UNFINISHED.discard(self)
         try:
             self._join()
         finally:
